@@ -67,29 +67,45 @@ _CATALOGUE_FIELDS = (
     _text("url", "page of the offer"),
 )
 
-ITEM_SCHEMA: pa.Schema = pa.schema(
+_EXTRA = _text(
+    "extra", 'the catalogue\'s unknown columns as one JSON object of strings; "" when there are none'
+)
+
+CATALOGUE_SCHEMA: pa.Schema = pa.schema(
     [
         *_CATALOGUE_FIELDS,
+        _EXTRA,
         _text(
-            "status",
-            "ok; or missing_file, empty_file, not_an_image, truncated_image, too_many_bytes, too_many_pixels, timeout, "
-            "http_<number>, robots_disallowed, bad_location, fetch_failed",
-        ),
-        _text("error", 'what went wrong, one line; "" when ok'),
-        _text("image_path", 'local path of the image\'s bytes; "" unless ok'),
-        _text("image_sha256", 'SHA-256 of the image\'s bytes, hexadecimal; "" unless ok'),
-        _field("image_bytes", pa.int64(), "length of the image file; 0 unless ok", unit="byte"),
-        _text(
-            "extra", 'the catalogue\'s unknown columns as one JSON object of strings; "" when there are none'
-        ),
-        _field(
-            "image_mtime_ns",
-            pa.int64(),
-            "modification time of a local image, by which a later run knows it unchanged; 0 = fetched",
-            unit="ns since 1970-01-01 UTC",
+            "location", 'image, resolved: an absolute path or a URL; "" where the catalogue names no image'
         ),
     ]
 )
+"""One row per item as ``pipeline.catalogue.read_catalogue`` gives it, in the catalogue's order."""
+
+_FETCH_FIELDS = (
+    _text(
+        "status",
+        "ok; or missing_file, empty_file, not_an_image, truncated_image, too_many_bytes, too_many_pixels, timeout, "
+        "http_<number>, robots_disallowed, bad_location, fetch_failed",
+    ),
+    _text("error", 'what went wrong, one line; "" when ok'),
+    _text("image_path", 'local path of the image\'s bytes; "" unless ok'),
+    _text("image_sha256", 'SHA-256 of the image\'s bytes, hexadecimal; "" unless ok'),
+    _field("image_bytes", pa.int64(), "length of the image file; 0 unless ok", unit="byte"),
+)
+_MTIME = _field(
+    "image_mtime_ns",
+    pa.int64(),
+    "modification time of a local image, by which a later run knows it unchanged; 0 = fetched",
+    unit="ns since 1970-01-01 UTC",
+)
+
+FETCH_SCHEMA: pa.Schema = pa.schema(
+    [_text("location", "absolute path or URL, unique"), *_FETCH_FIELDS, _MTIME]
+)
+"""What came of one distinct location (RUN/items/fetched.parquet and RUN/items/chunks/\\*.parquet)."""
+
+ITEM_SCHEMA: pa.Schema = pa.schema([*_CATALOGUE_FIELDS, *_FETCH_FIELDS, _EXTRA, _MTIME])
 """One row per item of the catalogue (RUN/items/items.parquet), in the catalogue's order."""
 
 
