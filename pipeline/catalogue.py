@@ -328,7 +328,9 @@ def _read_folder(folder: Path) -> pa.Table:
     for stem in stems:
         taken[stem] = taken.get(stem, 0) + 1
     # shirt.jpg beside shirt.png: both keep their suffix.
-    rows = [(stem if taken[stem] == 1 else name, name, "") for stem, name in zip(stems, found, strict=True)]
+    rows: list[Sequence[str]] = [
+        (stem if taken[stem] == 1 else name, name, "") for stem, name in zip(stems, found, strict=True)
+    ]
     batch = (list(REQUIRED), rows, list(range(1, len(rows) + 1)))
     return _build(str(folder), [batch], str(folder.absolute()), "file")
 

@@ -29,6 +29,7 @@ def client(
     """A boto3 S3 client, safe to share between threads.
 
     Args:
+        endpoint_url: a server other than Amazon's; None: as the environment says.
         connections: how many threads may use it at once.
         connect_timeout_s: seconds until a connection stands.
         read_timeout_s: seconds between two bytes.
@@ -42,4 +43,6 @@ def client(
         retries={"total_max_attempts": retries + 1, "mode": "standard"},
     )
     # S3 itself needs a region only to sign; most replacements ignore it.
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    return session.client(
+        "s3", endpoint_url=endpoint_url, region_name=session.region_name or "us-east-1", config=config
+    )

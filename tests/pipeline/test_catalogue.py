@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -188,3 +189,12 @@ def test_a_row_of_bad_text_far_down_is_found(tmp_path: Path) -> None:
         table.combine_chunks().slice(0, 55_000)
     )
     assert catalogue_digest(table.slice(1)) != catalogue_digest(table.slice(0, 59_999))
+
+
+def test_a_catalogue_in_s3(s3: Any) -> None:
+    s3.create_bucket(Bucket="catalogues")
+    s3.put_object(Bucket="catalogues", Key="may/all.csv", Body=b"item_id,image,seller_id\n007,x/1.jpg,s\n")
+    table = read_catalogue("s3://catalogues/may/all.csv")
+    assert table["location"].to_pylist() == ["s3://catalogues/may/x/1.jpg"]
+    with pytest.raises(UserError, match="cannot be read"):
+        read_catalogue("s3://catalogues/june/all.csv")
