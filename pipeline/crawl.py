@@ -128,7 +128,7 @@ class _Host:
 def _fetch_all(
     locations: list[str], fetcher: Fetcher, settings: CrawlSettings
 ) -> Generator[Fetched, None, None]:
-    """Outcomes in the order they come in; at most ``workers`` at once and ``per_host`` of one web host.
+    """Outcomes in the order they come in; at most ``workers`` at once and ``per_host_limit`` of one web host.
 
     A host that leaves ``host_failures`` locations in a row unanswered is given up for this run: a catalogue with a
     million images on a dead host must not wait for a million timeouts.

@@ -24,7 +24,12 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def client(
-    *, connections: int = 10, connect_timeout_s: float = 10, read_timeout_s: float = 60, retries: int = 3
+    *,
+    endpoint_url: str | None = None,
+    connections: int = 10,
+    connect_timeout_s: float = 10,
+    read_timeout_s: float = 60,
+    retries: int = 3,
 ) -> Any:
     """A boto3 S3 client, safe to share between threads.
 
