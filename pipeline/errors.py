@@ -1,0 +1,11 @@
+"""What a person gets to read when a command cannot do its work. Bad items never raise: they are rows with a status."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in the input or the command. One line: what, where, how to mend it. Exit code 2."""
+
+
+class RunError(Exception):
+    """The input was fine and the run failed all the same (disk, network, workers). One line. Exit code 1."""
