@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere. On stderr, stdout stays for results."""
+"""Progress of long work, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Progress(Protocol):
 
 @contextlib.contextmanager
 def track(total: int | None, label: str, unit: str = "") -> Iterator[Progress]:
-    """Show how far a step is: ``with track(len(items), "fetching", "items") as progress: ... progress.advance()``.
+    """Show how far a step is: ``with track(9, "crawl", "images") as progress: progress.advance()``.
 
     Args:
         total: how many there are, None when unknown.

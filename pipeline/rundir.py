@@ -1,4 +1,4 @@
-"""The run directory: where a run's files lie, what each stage has done, and that one driver at a time works on it.
+"""The run directory: where a run's files lie, what each stage has done, and one driver at a time.
 
     RUN/run.json          the record: counts, failures, seconds, versions, digests
     RUN/items/            items.parquet (crawl)
@@ -45,9 +45,9 @@ class StageRecord:
     """What a stage says of its work; entered into run.json when the stage ends.
 
     Attributes:
-        finished: the stage was done before from the same inputs, its outputs are there; nothing is left to do.
-        count_in: how many things it was given; with ``count_out`` in the stage's own grain.
-        count_out: how many it gave on.
+        finished: done before from the same inputs, and the outputs are there; nothing is left to do.
+        count_in: how many things it was given, in the grain of its inputs.
+        count_out: how many it gave on, in the grain of its outputs.
         output_digest: names the outputs, where the inputs' digest does not (an image changed on disk).
     """
 
@@ -60,7 +60,7 @@ class StageRecord:
         self._notes: dict[str, Any] = {}
 
     def fail(self, reason: str, count: int = 1) -> None:
-        """``count`` more failed with ``reason``, a status code. in = out + failed where the grain stays the same."""
+        """``count`` more failed with ``reason``, a status code."""
         self._failed[reason] += count
 
     def note(self, **values: Any) -> None:
@@ -78,7 +78,7 @@ class StageRecord:
 
 
 class RunDirectory:
-    """Paths and record of one run. Making the object touches nothing on disk, the first stage makes the folder."""
+    """Paths and record of one run. Making the object touches nothing on disk."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """``path``: an existing run directory, or where a new one shall be.
@@ -126,9 +126,7 @@ class RunDirectory:
                     f"that made it ({record.get('versions', {}).get('psnet', 'unknown')})"
                 )
         elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise UserError(
-                f"{self.path}: the folder is not empty and not a run directory; name another --out"
-            )
+            raise UserError(f"{self.path}: is neither empty nor a run directory; name another --out")
 
     # --- paths
 
@@ -141,6 +139,11 @@ class RunDirectory:
     def items_path(self) -> Path:
         """One row per item of the catalogue (ITEM_SCHEMA)."""
         return self.path / "items" / "items.parquet"
+
+    @property
+    def queries_path(self) -> Path:
+        """Identifiers of a sweep's originals (one column, item_id); a scan has no such file: all are queries."""
+        return self.path / "items" / "queries.parquet"
 
     @property
     def images_dir(self) -> Path:
@@ -232,8 +235,9 @@ class RunDirectory:
     def stage(self, name: str, inputs_digest: str, outputs: Sequence[Path] = ()) -> Iterator[StageRecord]:
         """Do a stage, unless it is done: ``with run.stage("match", digest, [run.pairs_path]) as stage: ...``
 
-        The body returns at once when ``stage.finished``. Else it works, and sets the counts. The record says done
-        only when the body has ended without an error; seconds add up over interrupted attempts at the same inputs.
+        The body returns at once when ``stage.finished``. Else it works, and sets the counts. The record says
+        done only when the body has ended without an error; seconds add up over interrupted attempts at the
+        same inputs.
 
         Args:
             name: one of STAGES.
@@ -307,7 +311,7 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the run: no other driver works on it meanwhile. Re-entrant for this object.
 
-        The kernel drops the lock with the process that holds it, so a killed driver never blocks the next one.
+        The kernel drops the lock with the process that holds it: a killed driver blocks nobody.
 
         Raises:
             UserError: another driver holds it, or the folder cannot be made.
@@ -347,12 +351,12 @@ class RunDirectory:
 
 
 def inputs_digest(*parts: str) -> str:
-    """Twelve hexadecimal digits that name ``parts`` in their order: digests of earlier stages and of settings."""
+    """Twelve hexadecimal digits that name ``parts``: digests of earlier stages and of settings, in order."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that a reader, or a crash, meets the old file or the new one, never a part."""
+    """Put ``data`` at ``path``: a reader, or a crash, meets the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

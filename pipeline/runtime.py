@@ -22,9 +22,9 @@ WORKER_ENVIRONMENT = {
 }
 """Environment of a process that runs the model on a CPU, for a Ray actor's ``runtime_env``.
 
-glibc hands large buffers back to the system after every forward pass and faults them in again on the next one; keeping
-them is worth up to a third of the throughput. It reads these variables only when a process starts. One thread each,
-because two processes with one thread beat one process with two.
+glibc hands large buffers back to the system after every forward pass and faults them in again on the next
+one; keeping them is worth up to a third of the throughput. It reads these variables only when a process
+starts. One thread each, because two processes with one thread beat one process with two.
 """
 
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
@@ -33,9 +33,10 @@ _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
 def choose_blas_kernels() -> None:
     """Point FAISS's OpenBLAS to its AVX-512 kernels where the CPU has them.
 
-    FAISS's bundled OpenBLAS does not know recent CPUs and falls back to its slowest kernels: 20 million pairs a
-    core-second instead of 92 (1280 dimensions, Sapphire Rapids). A value set from outside stands, except "Haswell":
-    container images set it as the safe choice for any x86 machine, and it halves the speed of one with AVX-512.
+    FAISS's bundled OpenBLAS does not know recent CPUs and falls back to its slowest kernels: 20 million pairs
+    a core-second instead of 92 (1280 dimensions, Sapphire Rapids). A value set from outside stands, except
+    "Haswell": container images set it as the safe choice for any x86 machine, and it halves the speed of one
+    with AVX-512.
     """
     if os.environ.get("OPENBLAS_CORETYPE", "Haswell") == "Haswell" and _cpu_flags() >= _AVX512:
         os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
@@ -91,7 +92,8 @@ def init_ray(settings: Settings) -> None:
 def _object_store_bytes(megabytes: int) -> int:
     """The wanted size, less where shared memory is small (64 MB in a container by default).
 
-    Ray would then put the store on disk with a page of warnings, or die writing to it. It refuses less than 75 MB.
+    Ray would then put the store on disk with a page of warnings, or die writing to it. It refuses less than
+    75 MB.
     """
     wanted = megabytes << 20
     shared_memory = Path("/dev/shm")

@@ -1,8 +1,8 @@
 """Every setting of the pipeline: names, types, defaults. The one source for command line, Python and flows.
 
 ``conf/default.yaml`` explains each key at length and a test holds it equal to these defaults. A key marked
-``result=False`` changes how fast a result is reached, never the result, and stays out of the digests by which a stage
-knows whether it has to run again.
+``result=False`` changes how fast a result is reached, never the result, and stays out of the digests by which
+a stage knows whether it has to run again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ class ExtractSettings:
     actors: int = bounded(0, 0, result=False)
     batch_images: int = bounded(8, 1, 4096, result=False)
     shard_images: int = bounded(256, 1, result=False)
-    decode_threads: int = bounded(2, 1, 64, result=False)
+    decode_threads: int = bounded(0, 0, 64, result=False)
+    decode_side: int = bounded(512, 32)
+    cpus_per_actor: float = bounded(0.5, 0.0, result=False)
+    gpus_per_actor: float = bounded(1.0, 0.0, result=False)
+    start_timeout_s: float = bounded(600.0, 1.0, result=False)
     detection_threshold: float | None = bounded(None, 0.0, 1.0)
     max_garments_per_image: int = bounded(4, 1, 100)
 
@@ -144,6 +148,6 @@ def load_settings(
     unknown = set(settings.match.region_weights or ()) - set(GROUPS)
     if unknown:
         raise UserError(
-            f"match.region_weights: unknown group {', '.join(sorted(unknown))}; groups are {', '.join(GROUPS)}"
+            f"match.region_weights: unknown group {', '.join(sorted(unknown))}; known: {', '.join(GROUPS)}"
         )
     return settings

@@ -1,8 +1,8 @@
 """Strict configuration: nested dataclasses filled from YAML files and ``key=value`` overrides.
 
-The dataclass is the one place of names, types and defaults. What does not fit it is an error that says where it stands
-and what was probably meant; nothing is ignored. Understood types: bool, int, float, str, Path, None, Literal, unions,
-``tuple[X, ...]``, ``tuple[X, Y]``, ``list[X]``, ``dict[str, X]`` and dataclasses.
+The dataclass is the one place of names, types and defaults. What does not fit it is an error that says where
+it stands and what was probably meant; nothing is ignored. Understood types: bool, int, float, str, Path,
+None, Literal, unions, ``tuple[X, ...]``, ``tuple[X, Y]``, ``list[X]``, ``dict[str, X]`` and dataclasses.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def digest(config: Any, *, results_only: bool = False) -> str:
 
     Args:
         config: a dataclass instance.
-        results_only: leave out the keys marked ``result=False`` (``bounded``), so that two configurations which must
-            lead to the same result have the same digest.
+        results_only: leave out the keys marked ``result=False`` (``bounded``): two configurations that must lead to
+            the same result then have the same digest.
     """
     values = _results(config) if results_only else as_dict(config)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key!r} stands twice", key_node.start_mark
@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
