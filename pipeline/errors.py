@@ -1,4 +1,4 @@
-"""Why a command cannot do its work, for a person to read. Bad items never raise: they are rows with a status."""
+"""Why a command cannot do its work, for a person. Bad items never raise: they are rows with a status."""
 
 from __future__ import annotations
 

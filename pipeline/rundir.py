@@ -122,8 +122,8 @@ class RunDirectory:
             if layout != LAYOUT_VERSION:
                 raise UserError(
                     f"{self.path}: is a run directory of layout {layout}, this psnet "
-                    f"({_version('psnet')}) reads layout {LAYOUT_VERSION}; name another --out, or use the psnet "
-                    f"that made it ({record.get('versions', {}).get('psnet', 'unknown')})"
+                    f"({_version('psnet')}) reads layout {LAYOUT_VERSION}; name another --out, or use the "
+                    f"psnet that made it ({record.get('versions', {}).get('psnet', 'unknown')})"
                 )
         elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UserError(f"{self.path}: is neither empty nor a run directory; name another --out")
@@ -142,7 +142,7 @@ class RunDirectory:
 
     @property
     def queries_path(self) -> Path:
-        """Identifiers of a sweep's originals (one column, item_id); a scan has no such file: all are queries."""
+        """Identifiers of a sweep's originals (one column, item_id); a scan has none."""
         return self.path / "items" / "queries.parquet"
 
     @property

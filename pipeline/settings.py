@@ -48,7 +48,7 @@ class ExtractSettings:
     """From images to garments with features."""
 
     weights: str | None = None
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     actors: int = bounded(0, 0, result=False)
     batch_images: int = bounded(8, 1, 4096, result=False)

@@ -71,8 +71,8 @@ def digest(config: Any, *, results_only: bool = False) -> str:
 
     Args:
         config: a dataclass instance.
-        results_only: leave out the keys marked ``result=False`` (``bounded``): two configurations that must lead to
-            the same result then have the same digest.
+        results_only: leave out the keys marked ``result=False`` (``bounded``): two configurations that must
+            lead to the same result then have the same digest.
     """
     values = _results(config) if results_only else as_dict(config)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
