@@ -1,0 +1,1 @@
+"""Training data: labelled photographs, photographing them anew, editing their regions."""

@@ -1,0 +1,179 @@
+"""Hand-labelled garment photographs in the layout of ``clothing/labels.jsonl``, and their cut-out masks.
+
+One JSON object a line: ``image`` (path relative to the file), ``split``, ``category`` (a DeepFashion2 name),
+``bbox`` and ``regions`` as xyxy in pixels, ``landmarks`` as [x, y, v] with v = 2 visible, 1 estimated, 0 absent.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from psnet.regions import NUM_REGIONS, REGIONS
+from psnet.taxonomy import Taxonomy
+
+
+@functools.lru_cache(
+    maxsize=4096
+)  # a training set of small photographs fits into memory, and decoding costs as much as warping
+def read_pixels(path: Path, mode: str = "RGB") -> np.ndarray:
+    """The picture as an array that must not be written to: (H, W, 3) uint8, or (H, W) for mode "L"."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert(mode))
+    pixels.flags.writeable = False
+    return pixels
+
+
+@dataclass(frozen=True)
+class LabelledGarment:
+    """One garment in one photograph.
+
+    ``box`` (4,) xyxy px; ``landmarks`` (K, 3) x, y px and visibility (2 visible, 1 estimated, 0 absent);
+    ``region_boxes`` (5, 4) xyxy px, NaN where the garment has no such region.
+    """
+
+    image_path: Path
+    split: str
+    category: str
+    box: np.ndarray
+    landmarks: np.ndarray
+    region_boxes: np.ndarray
+    upright: bool = True
+    mask_path: Path | None = None
+
+    @property
+    def absent(self) -> np.ndarray:
+        """(5,) bool, regions this garment does not have."""
+        return np.isnan(self.region_boxes[:, 0])
+
+    def read(self) -> np.ndarray:
+        """The photograph, (H, W, 3) uint8 RGB."""
+        return read_pixels(self.image_path)
+
+    def read_mask(self) -> np.ndarray | None:
+        """The cut-out, (H, W) uint8 with 255 on the garment; None when it was never made or was rejected."""
+        if self.mask_path is None or not self.mask_path.exists():
+            return None
+        return read_pixels(self.mask_path, "L")
+
+
+def read_labels(
+    path: Path, splits: Sequence[str] | None = None, upright_only: bool = True
+) -> list[LabelledGarment]:
+    """Read a labels file; ``splits`` keeps only the named ones.
+
+    Raises FileNotFoundError when the file is missing, ValueError (with the line number) when a line is not a label.
+    """
+    names = Taxonomy.load("clothing11").landmarks
+    garments = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            boxes = np.full((NUM_REGIONS, 4), np.nan, np.float32)
+            for r, name in enumerate(REGIONS):
+                if row["regions"].get(name) is not None:
+                    boxes[r] = row["regions"][name]
+            garment = LabelledGarment(
+                image_path=path.parent / row["image"],
+                split=row["split"],
+                category=row["category"],
+                box=np.asarray(row["bbox"], np.float32),
+                landmarks=np.asarray([row["landmarks"][name] or (0, 0, 0) for name in names], np.float32),
+                region_boxes=boxes,
+                upright=bool(row.get("upright", True)),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a garment label ({error})") from error
+        if (splits is None or garment.split in splits) and (garment.upright or not upright_only):
+            garments.append(garment)
+    return garments
+
+
+def _cut_out(garment: LabelledGarment) -> np.ndarray | None:
+    """GrabCut (Rother et al., SIGGRAPH 2004) started from the box and the landmarks; None when it looks wrong."""
+    import cv2  # only the preparation of training data needs it
+
+    pixels = garment.read()
+    height, width = pixels.shape[:2]
+    scale = 256 / max(height, width)
+    small = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    h, w = small.shape[:2]
+    x0, y0, x1, y1 = garment.box * scale
+    mask = np.full((h, w), cv2.GC_BGD, np.uint8)
+    mask[max(int(y0) - 2, 0) : int(y1) + 3, max(int(x0) - 2, 0) : int(x1) + 3] = cv2.GC_PR_FGD
+    point = {
+        name: garment.landmarks[i, :2] * scale for i, name in enumerate(Taxonomy.load("clothing11").landmarks)
+    }
+    seen = {name: garment.landmarks[i, 2] > 0 for i, name in enumerate(Taxonomy.load("clothing11").landmarks)}
+    torso = [
+        n
+        for n in ("left_armpit", "right_armpit", "right_waistline", "right_hem", "left_hem", "left_waistline")
+        if seen[n]
+    ]
+    if len(torso) >= 4:
+        polygon = np.array([point[n] for n in torso])
+        centre = polygon.mean(0)
+        cv2.fillPoly(mask, [np.int32(centre + 0.85 * (polygon - centre))], cv2.GC_FGD)
+    for side in ("left", "right"):
+        if seen[f"{side}_sleeve"] and seen[f"{side}_armpit"] and seen[f"{side}_collar"]:
+            shoulder = 0.5 * (point[f"{side}_armpit"] + point[f"{side}_collar"])
+            end = shoulder + 0.85 * (point[f"{side}_sleeve"] - shoulder)
+            thick = max(2, int(0.05 * (x1 - x0)))
+            cv2.line(mask, tuple(np.int32(shoulder)), tuple(np.int32(end)), cv2.GC_FGD, thick)
+    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    try:
+        cv2.setRNGSeed(0)
+        cv2.grabCut(small, mask, None, background, foreground, 4, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:
+        return None
+    found = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.uint8)
+    found = cv2.morphologyEx(found, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    found = cv2.morphologyEx(found, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(found)
+    if count < 2:
+        return None
+    found = (labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
+    contours, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(found, contours, -1, 1, cv2.FILLED)
+    area = (x1 - x0) * (y1 - y0)
+    ys, xs = np.nonzero(found)
+    extent = (xs.max() - xs.min()) * (ys.max() - ys.min()) if len(xs) else 0
+    # A cut-out that fills its box is background taken for cloth; one that covers little of it has lost the garment.
+    if not 0.35 * area < found.sum() < 0.93 * area or extent < 0.75 * area:
+        return None
+    return cv2.resize(found * 255, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _write_mask(job: tuple[LabelledGarment, Path]) -> bool:
+    garment, path = job
+    mask = _cut_out(garment)
+    Image.fromarray(mask if mask is not None else np.zeros((1, 1), np.uint8)).save(path, optimize=True)
+    return mask is not None
+
+
+def with_masks(garments: Iterable[LabelledGarment], cache: Path, workers: int = 1) -> list[LabelledGarment]:
+    """Cut every garment out of its photograph, once: masks are PNG files in ``cache``, one per photograph.
+
+    A rejected cut-out leaves a 1 × 1 file, so that it is not tried again, and ``mask_path`` stays None.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    garments = list(garments)
+    paths = [cache / f"{g.image_path.stem}.png" for g in garments]
+    jobs = [(g, p) for g, p in zip(garments, paths, strict=True) if not p.exists()]
+    if jobs:
+        with ProcessPoolExecutor(max_workers=workers) as pool:
+            list(pool.map(_write_mask, jobs, chunksize=8))
+    kept = []
+    for garment, path in zip(garments, paths, strict=True):
+        with Image.open(path) as image:
+            kept.append(replace(garment, mask_path=path if image.width > 1 else None))
+    return kept

@@ -1,0 +1,1 @@
+"""Training of the detector, the landmark and the retrieval branch, and calibration of the verdict."""

@@ -1,0 +1,208 @@
+"""One training loop for every part: deterministic by step, resumable to the same result, weights averaged.
+
+Sample ``i`` of a run depends on (seed, i) alone, so a run that was killed and resumed sees the samples it would have
+seen. Checkpoints are safetensors (model, averaged model, optimiser state) and a JSON line; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """``steps`` batches of ``batch`` samples; learning rate warms up linearly and falls as a cosine to zero."""
+
+    steps: int = 1000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 100
+    average: float = 0.998
+    clip: float = 5.0
+    workers: int = 1
+    threads: int = 1
+    precision: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+    checkpoint_every: int = 200
+    log_every: int = 20
+
+
+class Samples(Protocol):
+    """What a task trains on: sample ``index`` (any non-negative integer) is a dict of tensors."""
+
+    def sample(self, index: int) -> dict[str, Tensor]: ...
+
+
+class _Indexed(Dataset[dict[str, Tensor]]):
+    def __init__(self, samples: Samples, first: int, last: int) -> None:
+        self.samples, self.first, self.last = samples, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.samples.sample(self.first + index)
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the GPU when there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _schedule(step: int, settings: LoopSettings) -> float:
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    packed = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            packed[f"optimizer.{index}.{key}"] = torch.as_tensor(value).contiguous()
+    return packed
+
+
+def _unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)
+
+
+def _save(
+    path: Path, step: int, model: nn.Module, averaged: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"averaged.{k}": v.contiguous() for k, v in averaged.items()}
+    tensors |= _pack_optimizer(optimizer)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"step": str(step)})
+    os.replace(temporary, path)
+
+
+def _checkpoint_step(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as handle:
+        return int(handle.metadata()["step"])
+
+
+def fit(
+    model: nn.Module,
+    samples: Samples,
+    loss: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]],
+    out: Path,
+    settings: LoopSettings,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    collate: Callable[[list[dict[str, Tensor]]], Any] | None = None,
+) -> nn.Module:
+    """Train ``model`` in place; returns it with the averaged weights loaded.
+
+    ``loss`` gives named losses, whose sum is minimised. ``out`` receives checkpoint.safetensors and log.jsonl; where
+    a checkpoint lies, training goes on from it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    device = resolve_device(settings.device)
+    model.to(device, memory_format=torch.channels_last).train()
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+    )
+    checkpoint = out / "checkpoint.safetensors"
+    first = 0
+    averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    if checkpoint.exists():
+        first = _checkpoint_step(checkpoint)
+        tensors = load_file(checkpoint, device=str(device))
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        averaged = {k[9:]: v for k, v in tensors.items() if k.startswith("averaged.")}
+        _unpack_optimizer(optimizer, tensors)
+    loader = DataLoader(
+        _Indexed(samples, first * settings.batch, settings.steps * settings.batch),
+        batch_size=settings.batch,
+        num_workers=settings.workers,
+        collate_fn=collate,
+        worker_init_fn=_one_thread,
+        prefetch_factor=4 if settings.workers else None,
+        pin_memory=device.type == "cuda",
+    )
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision)
+    sums: dict[str, float] = {}
+    started, counted = time.monotonic(), 0
+    batches: Iterator[Any] = iter(loader)
+    for step in range(first, settings.steps):
+        batch = next(batches)
+        batch = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(step, settings)
+        with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+            parts = loss(model, batch)
+        total = torch.stack([v.float() for v in parts.values()]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+        rate = min(settings.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for key, value in model.state_dict().items():
+                if value.is_floating_point():
+                    averaged[key].lerp_(value, 1 - rate)
+                else:
+                    averaged[key].copy_(value)
+        counted += 1
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+        done = step + 1
+        if done % settings.log_every == 0 or done == settings.steps:
+            row: dict[str, Any] = {"step": done, "seconds": round(time.monotonic() - started, 1)}
+            row |= {k: round(v / counted, 4) for k, v in sums.items()}
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            sums, counted = {}, 0
+        if done % settings.checkpoint_every == 0 or done == settings.steps:
+            _save(checkpoint, done, model, averaged, optimizer)
+            if validate is not None:
+                current = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                model.load_state_dict(averaged)
+                model.eval()
+                figures = validate(model)
+                with (out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": done, "validation": figures}) + "\n")
+                print(
+                    f"step {done}/{settings.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()),
+                    flush=True,
+                )
+                model.load_state_dict(current)
+                model.train()
+    model.load_state_dict(averaged)
+    return model.eval()

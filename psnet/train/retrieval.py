@@ -1,0 +1,262 @@
+"""Training of the retrieval branch: an edit of one region must move that region's feature and no other.
+
+A sample is one design photographed three times: twice as it is, once with one or more parts edited. In each region
+all photographs whose region is unedited attract each other; an edited region is a design of its own and repels, as
+do all other garments of the batch (supervised contrastive loss, Khosla et al., NeurIPS 2020, per region). The
+paper's regional triplet loss (section 4.2) is the alternative, by ``loss: triplet``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from psnet.crops import cut_regions
+from psnet.data.edits import PART_REGIONS, edit_parts, sample_parts
+from psnet.data.photographs import LabelledGarment
+from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
+from psnet.regions import MIRROR, NUM_REGIONS, REGIONS
+from psnet.taxonomy import Taxonomy
+from psnet.train.landmarks import subject_of
+
+RETRIEVAL_CAMERA = CameraRange(
+    side=288,
+    rotation=7,
+    wild_rotation=0.03,
+    fill=(0.55, 1.08),
+    shift=0.05,
+    mirror=0.0,
+    new_background=0.75,
+    colour=0.16,
+    blur=1.2,
+)
+# Below this mean change (grey levels) inside its box an edit cannot be told from a photograph's own variation.
+VISIBLE_EDIT = 14.0
+VIEWS = 3
+IGNORED = -1
+
+
+def mirror_subject(subject: Subject, swap: np.ndarray) -> Subject:
+    """The subject flipped left to right, landmarks and regions renamed."""
+    width = subject.pixels.shape[1]
+    points = subject.landmarks[swap].copy()
+    points[:, 0] = width - points[:, 0]
+    flip = lambda boxes: np.stack(
+        [width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1
+    )  # noqa: E731
+    return Subject(
+        pixels=np.ascontiguousarray(subject.pixels[:, ::-1]),
+        mask=None if subject.mask is None else np.ascontiguousarray(subject.mask[:, ::-1]),
+        box=flip(subject.box),
+        landmarks=points,
+        region_boxes=flip(subject.region_boxes)[list(MIRROR)],
+    )
+
+
+def edited_regions(before: Subject, after: Subject, parts: Sequence[str]) -> np.ndarray:
+    """(5,) int8: 1 where the region visibly changed, 0 where not, -1 where it is too little to say."""
+    state = np.zeros(NUM_REGIONS, np.int8)
+    for part in parts:
+        for name in PART_REGIONS[part]:
+            r = REGIONS.index(name)
+            box = before.region_boxes[r]
+            if np.isnan(box[0]):
+                continue
+            if not np.array_equal(box, after.region_boxes[r]):
+                state[r] = 1  # shortened
+                continue
+            h, w = before.pixels.shape[:2]
+            x0, y0, x1, y1 = (int(v) for v in np.clip(box, 0, [w, h, w, h]))
+            old = before.pixels[y0:y1, x0:x1].astype(np.int16)
+            change = np.abs(old - after.pixels[y0:y1, x0:x1]).mean() if old.size else 0.0
+            state[r] = 1 if change > VISIBLE_EDIT else IGNORED
+    return state
+
+
+def jittered(view: View, rng: np.random.Generator, amount: float) -> np.ndarray:
+    """Region boxes as a landmark branch would give them: off by ``amount`` of their sides (standard deviation)."""
+    size = np.tile(view.region_boxes[:, 2:] - view.region_boxes[:, :2], 2)
+    return (view.region_boxes + rng.normal(0, amount, (NUM_REGIONS, 4)) * size).astype(np.float32)
+
+
+class RetrievalSamples:
+    """Three photographs a sample as region pictures, with which regions agree.
+
+    ``regions`` (3, 5, 3, side, side) uint8; ``design`` (3, 5) int64: equal numbers are the same design of a region
+    (0 the original, 1 an edited one), -1 where the region is absent, unseen or undecided.
+    """
+
+    def __init__(
+        self,
+        garments: Sequence[LabelledGarment],
+        seed: int,
+        side: int,
+        box_noise: float = 0.06,
+        camera: CameraRange = RETRIEVAL_CAMERA,
+    ) -> None:
+        self.garments, self.seed, self.side = list(garments), seed, side
+        self.box_noise, self.camera = box_noise, camera
+        self.swap = Taxonomy.load("clothing11").swap
+
+    def sample(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        # One epoch after another: no garment twice in a batch, or its twin would be taken for a stranger.
+        count = len(self.garments)
+        order = np.random.default_rng((self.seed, 1, index // count)).permutation(count)
+        garment = self.garments[int(order[index % count])]
+        subject = subject_of(garment)
+        if rng.random() < 0.5:
+            subject = mirror_subject(subject, self.swap)
+        donor = subject_of(self.garments[int(rng.integers(count))])
+        parts = sample_parts(
+            Taxonomy.load("clothing11").category(garment.category).group,
+            int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])),
+            rng,
+            bool(garment.absent[1:3].all()),
+        )
+        # Parts are drawn by the paper's table half of the time, evenly otherwise: rare ones must be learnt as well.
+        if rng.random() < 0.5:
+            free = [p for p in PART_REGIONS if p != "sleeves" or not garment.absent[1:3].all()]
+            parts = tuple(rng.permutation(free)[: len(parts)])
+        edited, _ = edit_parts(subject, parts, rng, donor)
+        state = edited_regions(subject, edited, parts)
+        regions = np.empty((VIEWS, NUM_REGIONS, self.side, self.side, 3), np.uint8)
+        design = np.zeros((VIEWS, NUM_REGIONS), np.int64)
+        for v, shown in enumerate((subject, subject, edited)):
+            other = self.garments[int(rng.integers(count))].read()
+            view = rephotograph(shown, rng, self.camera, swap=self.swap, other=other)
+            boxes = jittered(view, rng, self.box_noise)
+            regions[v] = cut_regions(Image.fromarray(view.pixels), boxes, self.side)
+            design[v] = np.where(view.region_seen > 0.5, 0, IGNORED)
+        design[2] = np.where(design[2] == IGNORED, IGNORED, np.where(state == IGNORED, IGNORED, state))
+        return {
+            "regions": torch.from_numpy(np.ascontiguousarray(regions.transpose(0, 1, 4, 2, 3))),
+            "design": torch.from_numpy(design),
+        }
+
+
+def region_contrast(features: Tensor, design: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss over the regions.
+
+    features (n, views, 5, d) unit norm, design (n, views, 5) as in `RetrievalSamples` -> scalar, mean over regions.
+    """
+    n, views = features.shape[:2]
+    losses = []
+    garment = torch.arange(n, device=features.device).repeat_interleave(views)
+    for r in range(NUM_REGIONS):
+        f = features[:, :, r].reshape(n * views, -1)
+        which = design[:, :, r].reshape(-1)
+        valid = which >= 0
+        f, which, owner = f[valid], which[valid], garment[valid]
+        if len(f) < 4:
+            continue
+        label = owner * 2 + which
+        logits = f @ f.T / temperature
+        itself = torch.eye(len(f), dtype=torch.bool, device=f.device)
+        logits = logits.masked_fill(itself, float("-inf"))
+        positive = (label.unsqueeze(0) == label.unsqueeze(1)) & ~itself
+        log = logits - torch.logsumexp(logits, 1, keepdim=True)
+        has = positive.any(1)
+        if has.any():
+            losses.append(-(log.masked_fill(~positive, 0).sum(1)[has] / positive.sum(1)[has]).mean())
+    return torch.stack(losses).mean()
+
+
+def region_triplet(features: Tensor, design: Tensor, margin: float = 0.5) -> Tensor:
+    """L_tri = Σ_r max(D_r⁺ − D_r⁻ + m, 0), D the L2 distance, the hardest negative of the batch (section 4.2)."""
+    n, views = features.shape[:2]
+    total = features.new_zeros(())
+    garment = torch.arange(n, device=features.device).repeat_interleave(views)
+    for r in range(NUM_REGIONS):
+        f = features[:, :, r].reshape(n * views, -1)
+        which = design[:, :, r].reshape(-1)
+        valid = which >= 0
+        f, label = f[valid], (garment * 2 + which)[valid]
+        distance = (2 - 2 * f @ f.T).clamp_min(1e-6).sqrt()
+        same = label.unsqueeze(0) == label.unsqueeze(1)
+        itself = torch.eye(len(f), dtype=torch.bool, device=f.device)
+        far = distance.masked_fill(~(same & ~itself), float("-inf")).max(1).values
+        near = distance.masked_fill(same, float("inf")).min(1).values
+        usable = torch.isfinite(far) & torch.isfinite(near)
+        if usable.any():
+            total = total + F.relu(far - near + margin)[usable].mean()
+    return total
+
+
+def retrieval_loss(temperature: float, kind: str = "contrast"):
+    """The loss of one batch; ``kind`` contrast (default) or triplet."""
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        n, views = batch["regions"].shape[:2]
+        features = model(batch["regions"].flatten(0, 1).float() / 255).unflatten(0, (n, views))
+        if kind == "triplet":
+            return {"triplet": region_triplet(features, batch["design"])}
+        # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond ranking alone.
+        design = batch["design"]
+        kept = (design == 0).all(1)
+        pull = (1 - (features[:, 0] * features[:, 2]).sum(-1))[kept].mean() + (
+            1 - (features[:, 0] * features[:, 1]).sum(-1)
+        )[kept].mean()
+        return {"contrast": region_contrast(features, design, temperature), "pull": 0.5 * pull}
+
+    return loss
+
+
+def validation_batch(
+    garments: Sequence[LabelledGarment], seed: int, side: int, rounds: int = 2
+) -> dict[str, Tensor]:
+    """Fixed samples of held-out garments, each ``rounds`` times."""
+    samples = RetrievalSamples(garments, seed, side)
+    rows = [samples.sample(i) for i in range(rounds * len(garments))]
+    return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+
+
+@torch.inference_mode()
+def retrieval_figures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, float]:
+    """``recall@1`` of the edited photograph by the mean of the three best regions among all validation photographs
+    of other garments; ``kept`` / ``edited`` median cosine; ``auc`` of kept against edited."""
+    device = next(model.parameters()).device
+    n = len(batch["regions"])
+    out = [
+        model(batch["regions"][i : i + 32].to(device).flatten(0, 1).float() / 255)
+        .unflatten(0, (-1, VIEWS))
+        .cpu()
+        for i in range(0, n, 32)
+    ]
+    features = torch.cat(out)
+    design = batch["design"]
+    visible = (design >= 0).float().unsqueeze(-1)
+    f = features * visible
+    cos = torch.einsum("qrd,xrd->qxr", f[:, 0], f[:, 2])
+    score = cos.topk(3, dim=-1).values.mean(-1)
+    rank = (score > score.diagonal().unsqueeze(1)).sum(1)
+    own = (features[:, 0] * features[:, 2]).sum(-1)
+    kept = own[(design[:, 0] == 0) & (design[:, 2] == 0)]
+    changed = own[(design[:, 0] == 0) & (design[:, 2] == 1)]
+    auc = (kept.unsqueeze(1) > changed.unsqueeze(0)).float().mean()
+    return {
+        "recall@1": float((rank == 0).float().mean()),
+        "recall@5": float((rank < 5).float().mean()),
+        "kept": float(kept.median()),
+        "edited": float(changed.median()),
+        "auc": float(auc),
+    }
+
+
+__all__ = [
+    "RETRIEVAL_CAMERA",
+    "RetrievalSamples",
+    "edited_regions",
+    "jittered",
+    "mirror_subject",
+    "region_contrast",
+    "region_triplet",
+    "retrieval_figures",
+    "retrieval_loss",
+    "validation_batch",
+]

@@ -1,0 +1,119 @@
+"""Weights on disk: a folder with model.json and one safetensors file per part. Nothing is ever unpickled.
+
+model.json holds the configuration, the calibration of the verdict, the region weights and where the weights come
+from. Matrices are float16; vectors (norms, biases) stay float32, where a running variance may exceed float16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from psnet.config import ConfigError, as_dict, load_config
+from psnet.model import PSNet, PSNetConfig
+
+SHIPPED = Path(__file__).with_name("pretrained")
+PARTS = ("detector", "landmarks", "retrieval")
+FORMAT = 1
+
+
+class WeightsError(ValueError):
+    """A weights folder that cannot be used; the message says which, why and how to mend it."""
+
+
+def _folder(path: str | Path | None) -> Path:
+    folder = SHIPPED if path is None else Path(path)
+    if folder.is_file():
+        folder = folder.parent
+    missing = [
+        name
+        for name in ("model.json", *(f"{part}.safetensors" for part in PARTS))
+        if not (folder / name).is_file()
+    ]
+    if missing:
+        raise WeightsError(
+            f"{folder}: no psnet weights there ({', '.join(missing)} missing); name a folder written by `psnet train`"
+        )
+    return folder
+
+
+def read_description(path: str | Path | None = None) -> dict[str, Any]:
+    """model.json of a weights folder (None: the shipped ones). Raises WeightsError."""
+    file = _folder(path) / "model.json"
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else None
+        raise WeightsError(
+            f"{file}: format {found!r}, this version reads {FORMAT}; use weights made by this version"
+        )
+    return description
+
+
+def model_tag(path: str | Path | None = None) -> str:
+    """ "psnet-" and ten hex digits of the weights' content: features of two models never mix."""
+    folder = _folder(path)
+    digest = hashlib.sha256()
+    # The calibration does not touch the features, so it is no part of the tag; the configuration is.
+    digest.update(json.dumps(read_description(folder)["config"], sort_keys=True).encode())
+    for part in PARTS:
+        digest.update((folder / f"{part}.safetensors").read_bytes())
+    return f"psnet-{digest.hexdigest()[:10]}"
+
+
+def load_psnet(path: str | Path | None = None) -> PSNet:
+    """The network with its weights, in float32, ready for inference. Raises WeightsError."""
+    folder = _folder(path)
+    try:
+        config = load_config(PSNetConfig, read_description(folder)["config"])
+        model = PSNet(config)
+    except (ConfigError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder / 'model.json'}: {error}") from error
+    for part in PARTS:
+        file = folder / f"{part}.safetensors"
+        try:
+            tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
+            getattr(model, part).load_state_dict(tensors)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsError(
+                f"{file}: weights of another model or damaged ({reason}); use the folder `psnet train` wrote as a whole"
+            ) from error
+    return model.eval()
+
+
+def save_part(module: torch.nn.Module, file: Path) -> None:
+    """One part's weights, matrices in float16."""
+    state = {
+        k: (v.half() if v.is_floating_point() and v.ndim > 1 else v).contiguous().cpu()
+        for k, v in module.state_dict().items()
+    }
+    temporary = file.with_name(file.name + ".tmp")
+    save_file(state, temporary)
+    os.replace(temporary, file)
+
+
+def save_description(folder: Path, config: PSNetConfig, more: Mapping[str, Any]) -> None:
+    """model.json: the configuration and ``more`` (calibration, region_weights, provenance)."""
+    description = {"format": FORMAT, "config": as_dict(config), **more}
+    temporary = folder / "model.json.tmp"
+    temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "model.json")
+
+
+def save_psnet(model: PSNet, folder: Path, more: Mapping[str, Any] | None = None) -> None:
+    """Write the whole network to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        save_part(getattr(model, part), folder / f"{part}.safetensors")
+    save_description(folder, model.config, more or {})
