@@ -57,17 +57,18 @@ def read_catalogue(path: str | os.PathLike[str]) -> pa.Table:
     """Read a catalogue into CATALOGUE_SCHEMA, in the catalogue's order.
 
     Args:
-        path: a CSV file (UTF-8, comma, header line), a Parquet file, a folder that is searched for images (links to
-            folders are not followed; ``item_id`` is the relative path without its suffix), or s3:// of a file.
+        path: a CSV file (UTF-8, comma, header line), a Parquet file, a folder that is searched for images
+            (links to folders are not followed; ``item_id`` is the relative path without its suffix), or
+            s3:// of a file, whose server and credentials come from the environment.
 
     Relative image paths are resolved against the catalogue's own folder. Unknown columns end in ``extra``. A
-    ``listed_at`` that is no ISO date counts as missing: it is emptied, kept in ``extra``, counted in the schema's
-    metadata (``UNREADABLE_DATES``) and warned of once. O(rows) memory: the table in Arrow's form, and a set of the
-    identifiers while reading.
+    ``listed_at`` that is no ISO date counts as missing: it is emptied, kept in ``extra``, counted in the
+    schema's metadata (``UNREADABLE_DATES``) and warned of once. O(rows) memory: the table in Arrow's form,
+    and a set of the identifiers while reading.
 
     Raises:
-        UserError: missing or empty file, no rows, wrong or repeated columns, blank or duplicate ``item_id``, not
-            UTF-8, a row with too many or too few fields, or no catalogue at all.
+        UserError: missing or empty file, no rows, wrong or repeated columns, blank or duplicate ``item_id``,
+            not UTF-8, a row with too many or too few fields, or no catalogue at all.
     """
     name = os.fspath(path)
     if name.startswith("s3://"):
@@ -86,7 +87,7 @@ def read_catalogue(path: str | os.PathLike[str]) -> pa.Table:
 
 
 def catalogue_digest(table: pa.Table) -> str:
-    """SHA-256, hexadecimal, of all columns; the same whatever the table's chunks."""
+    """SHA-256, hexadecimal, of names and values of all columns; the same whatever the table's chunks."""
     digest = hashlib.sha256()
     for name in table.column_names:
         column = table[name].cast(pa.large_string())

@@ -1,14 +1,17 @@
 """The crawl stage: every image of the catalogue to local bytes, every item to one row with a status.
 
-Distinct locations are fetched once, distinct contents are stored once. Results are committed in small chunk files, so
-that a killed run loses at most the last chunk; the next run goes on from there.
+Distinct locations are fetched once, distinct contents are stored once. Results are committed in small chunk
+files, so that a killed run loses at most the last chunk; the next run goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import time
+import uuid
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.catalogue import catalogue_digest, unreadable_dates
 from pipeline.errors import RunError
 from pipeline.fetch import (
     Fetched,
@@ -31,58 +35,118 @@ from pipeline.fetch import (
     stored_path,
 )
 from pipeline.progress import track
+from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.schema import FETCH_SCHEMA, ITEM_SCHEMA
-from pipeline.settings import CrawlSettings
+from pipeline.settings import CrawlSettings, Settings
+from psnet.config import digest
 
-# A chunk is committed when it is full or this old, whichever comes first: slow hosts must not delay it for hours.
+# A chunk is committed when it is full or this old, whichever comes first: slow hosts must not delay it for
+# hours.
 _CHUNK_SECONDS = 10.0
 
 
-def crawl_catalogue(
-    catalogue: pa.Table,
-    items_dir: Path,
-    images_dir: Path,
-    settings: CrawlSettings,
-) -> pa.Table:
-    """Fetch what is not fetched yet; write and return one row per item (ITEM_SCHEMA), in the catalogue's order.
+def crawl(run: RunDirectory, catalogue: pa.Table, settings: Settings) -> None:
+    """Fetch what is not fetched yet and write RUN/items/items.parquet (ITEM_SCHEMA), in the catalogue's
+    order.
 
-    A former result is taken over when the local file has the same size and modification time, or the stored copy of
-    a remote one is still there. A former failure is tried again when the file is local, when a cap of the settings has
-    changed, or when ``retry_failed`` is set and the failure is of the passing kind. O(items) memory, and
-    O(workers x max_bytes) for bytes under way.
+    A former result is taken over when the local file has the same size and modification time, or the stored
+    copy of a remote one is still there. A former failure is tried again when the file is local, when a cap of
+    the settings has changed, or when ``retry_failed`` is set and the failure is of the passing kind. O(items)
+    memory, and O(workers x max_bytes) for bytes under way.
 
     Args:
+        run: gets ``items/`` and, for remote images, ``images/``.
         catalogue: CATALOGUE_SCHEMA, from ``read_catalogue``.
-        items_dir: gets ``items.parquet``, ``fetched.parquet`` and, while running, ``chunks/``.
-        images_dir: gets the remote images.
-        settings: the crawl section.
+        settings: the ``crawl`` section counts.
 
     Raises:
-        RunError: an image cannot be stored.
+        RunError: an image or a result cannot be stored.
     """
-    ledger = _Ledger(items_dir, settings)
-    former = ledger.read()
-    locations = list(dict.fromkeys(catalogue["location"].to_pylist()))
-    outcomes: dict[str, Fetched] = {}
-    for location in locations:
-        row = former.get(location)
-        if row is not None and (held := _held(row, images_dir, settings)) is not None:
-            outcomes[location] = held
+    with run.lock():
+        ledger = _Ledger(run.items_path.parent, settings.crawl)
+        former = ledger.read()
+        locations = list(dict.fromkeys(catalogue["location"].to_pylist()))
+        outcomes = {
+            location: held
+            for location in locations
+            if location in former and (held := _held(former[location], run.images_dir, settings.crawl))
+        }
+        inputs = inputs_digest(
+            catalogue_digest(catalogue),
+            digest(settings.crawl, results_only=True),
+            _state_of_files(locations),
+            # The world outside has no digest: while something may be had now that could not be before, try.
+            uuid.uuid4().hex
+            if any(_is_remote(x) and x in former and x not in outcomes for x in locations)
+            else "",
+        )
+        with run.stage("crawl", inputs, [run.items_path]) as stage:
+            if stage.finished:
+                return
+            held_over = len(outcomes)
+            _fetch_missing(locations, outcomes, ledger, run.images_dir, settings.crawl)
+            fetched = _to_table([outcomes[location] for location in locations])
+            items = _join(catalogue, fetched)
+            _write(items, run.items_path)
+            ledger.compact(fetched)
+            _record(stage, items)
+            stage.note(
+                locations=len(locations), held_over=held_over, unreadable_dates=unreadable_dates(catalogue)
+            )
+
+
+def _fetch_missing(
+    locations: list[str],
+    outcomes: dict[str, Fetched],
+    ledger: _Ledger,
+    images_dir: Path,
+    settings: CrawlSettings,
+) -> None:
     todo = [location for location in locations if location not in outcomes]
-    if todo:
-        with contextlib.ExitStack() as stack:
-            fetcher = stack.enter_context(Fetcher(images_dir, settings))
-            fresh = stack.enter_context(contextlib.closing(_fetch_all(todo, fetcher, settings)))
-            committed = stack.enter_context(contextlib.closing(ledger.committing(fresh)))
-            progress = stack.enter_context(track(len(todo), "crawl", "images"))
-            for row in committed:
-                outcomes[row.location] = row
-                progress.advance()
-    fetched = _to_table([outcomes[location] for location in locations])
-    items = _join(catalogue, fetched)
-    _write(items, items_dir / "items.parquet")
-    ledger.compact(fetched)
-    return items
+    if not todo:
+        return
+    with contextlib.ExitStack() as stack:
+        fetcher = stack.enter_context(Fetcher(images_dir, settings))
+        fresh = stack.enter_context(contextlib.closing(_fetch_all(todo, fetcher, settings)))
+        committed = stack.enter_context(contextlib.closing(ledger.committing(fresh)))
+        progress = stack.enter_context(track(len(todo), "crawl", "images"))
+        for row in committed:
+            outcomes[row.location] = row
+            progress.advance()
+
+
+def _record(stage: StageRecord, items: pa.Table) -> None:
+    stage.count_in = items.num_rows
+    stage.count_out = pc.sum(pc.equal(items["status"], "ok")).as_py()
+    for row in items["status"].value_counts().to_pylist():
+        if row["values"] != "ok":
+            stage.fail(row["values"], row["counts"])
+    usable = items.filter(pc.equal(items["status"], "ok"))
+    stage.note(distinct_images=pc.count_distinct(usable["image_sha256"]).as_py())
+    # What later stages depend on: neither the wording of an error nor a file's date.
+    stage.output_digest = catalogue_digest(
+        usable.drop_columns(["status", "error", "image_bytes", "image_mtime_ns"])
+    )
+
+
+def _state_of_files(locations: list[str]) -> str:
+    """Names size and modification time of all local images: the catalogue stays the same when a picture is
+    replaced."""
+    state = hashlib.sha256()
+    for location in locations:
+        with contextlib.suppress(FetchError, ValueError, OSError):
+            path = local_path(location)
+            if path is not None:
+                now = os.stat(path)
+                state.update(f"{location}\0{now.st_size}\0{now.st_mtime_ns}\0".encode())
+    return state.hexdigest()
+
+
+def _is_remote(location: str) -> bool:
+    try:
+        return local_path(location) is None
+    except (FetchError, ValueError):
+        return False
 
 
 def _held(row: Fetched, images_dir: Path, settings: CrawlSettings) -> Fetched | None:
@@ -130,8 +194,8 @@ def _fetch_all(
 ) -> Generator[Fetched, None, None]:
     """Outcomes in the order they come in; at most ``workers`` at once and ``per_host_limit`` of one web host.
 
-    A host that leaves ``host_failures`` locations in a row unanswered is given up for this run: a catalogue with a
-    million images on a dead host must not wait for a million timeouts.
+    A host that leaves ``host_failures`` locations in a row unanswered is given up for this run: a catalogue
+    with a million images on a dead host must not wait for a million timeouts.
     """
     hosts: dict[str, _Host] = {}
     for location in locations:
@@ -218,8 +282,7 @@ class _Ledger:
 
     def compact(self, fetched: pa.Table) -> None:
         _write(fetched.replace_schema_metadata(self._caps), self._compact)
-        for path in self._chunk_files():
-            path.unlink()
+        shutil.rmtree(self._chunks, ignore_errors=True)
 
     def _commit(self, rows: list[Fetched], number: int) -> None:
         _write(_to_table(rows).replace_schema_metadata(self._caps), self._chunks / f"{number:08d}.parquet")
@@ -235,14 +298,11 @@ def _to_table(rows: list[Fetched]) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary)
-        os.replace(temporary, path)
+        write_atomically(path, sink.getvalue().to_pybytes())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise RunError(
-            f"{path}: cannot be written ({error}); mend that and run again, what is fetched stays"
+            f"{path}: cannot be written ({error.strerror}); mend that and run again, what is fetched stays"
         ) from error

@@ -1,7 +1,7 @@
 """Fetching the bytes of one image: from a local path, S3 or the web.
 
-Whatever goes wrong with one location becomes a status, never an exception; only a machine that cannot go on (a full
-disk) raises.
+Whatever goes wrong with one location becomes a status, never an exception; only a machine that cannot go on
+(a full disk) raises.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def stored_path(images_dir: Path, sha: str) -> Path:
 class Fetcher:
     """Fetches locations, from any number of threads at once. A context manager.
 
-    Remote bytes are stored as ``images_dir/<first two of sha>/<sha>``; local files stay where they are. Memory is
-    O(threads x max_bytes).
+    Remote bytes are stored as ``images_dir/<first two of sha>/<sha>``; local files stay where they are.
+    Memory is O(threads x max_bytes).
     """
 
     def __init__(self, images_dir: Path, settings: CrawlSettings) -> None:
@@ -189,7 +189,9 @@ class Fetcher:
         check_header(data, max_pixels=self._settings.max_pixels)
         sha = hashlib.sha256(data).hexdigest()
         path = stored_path(self._images_dir, sha)
-        if not path.exists():
+        # A copy of the wrong size is what a power cut leaves of a file that was not flushed; to flush every
+        # image would cost more than to fetch those few again.
+        if not (path.exists() and path.stat().st_size == len(data)):
             temporary = path.with_name(f".{sha}.{os.getpid()}.{threading.get_ident()}")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,8 +208,8 @@ class Fetcher:
         return Fetched(location, "ok", "", str(path), sha, len(data))
 
     def _with_retries(self, attempt: Callable[[float], _T]) -> _T:
-        """Call ``attempt(deadline)``, again after transient failures: exponential back-off with jitter, Retry-After
-        honoured up to ``backoff_max_s``, everything together within ``total_timeout_s``."""
+        """Call ``attempt(deadline)``, again after transient failures: exponential back-off with jitter,
+        Retry-After honoured up to ``backoff_max_s``, everything together within ``total_timeout_s``."""
         settings = self._settings
         deadline = time.monotonic() + settings.total_timeout_s
         for number in range(settings.retries + 1):
@@ -260,8 +262,8 @@ class Fetcher:
 class _WebClient:
     """HTTP for many threads over one event loop in a thread of its own.
 
-    The loop is there for the deadline: cancelling is the only way to bound a whole exchange, where socket timeouts
-    start anew with every byte of a slow header.
+    The loop is there for the deadline: cancelling is the only way to bound a whole exchange, where socket
+    timeouts start anew with every byte of a slow header.
     """
 
     def __init__(self, settings: CrawlSettings) -> None:
@@ -341,7 +343,8 @@ class _WebClient:
             raise FetchError("robots_disallowed", f"{origin}/robots.txt does not allow it")
 
     async def _read_robots(self, origin: str) -> RobotFileParser:
-        """RFC 9309: no robots.txt (4xx) allows everything, one that cannot be had (5xx, no answer) nothing for now."""
+        """RFC 9309: no robots.txt (4xx) allows everything, one that cannot be had (5xx, no answer) nothing
+        for now."""
         rules = RobotFileParser()
         async with self._client.stream("GET", f"{origin}/robots.txt", follow_redirects=True) as response:
             if response.status_code in _BUSY or response.is_server_error:

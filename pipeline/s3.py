@@ -1,5 +1,5 @@
-"""The one door to object storage. Credentials, region and AWS_ENDPOINT_URL come from the environment, as boto3 reads
-them."""
+"""The one door to object storage. Credentials, region and AWS_ENDPOINT_URL come from the environment, as
+boto3 reads them."""
 
 from __future__ import annotations
 

@@ -5,15 +5,15 @@ Conventions, stated once:
 - Boxes are xyxy (left, top, right, bottom) in pixels of the upright (EXIF applied) original image, float32.
 - Pictures are RGB uint8 HWC; they are never stored in a table.
 - A region axis follows ``psnet.regions.REGIONS``: collar, left_sleeve, right_sleeve, chest, waist.
-- Features are float16 (R, d), R = 5 regions, unit L2 norm where the region is present and zero elsewhere, stored as
-  fixed-size binary, row-major, little endian: lists of float16 are ten times slower in Parquet.
+- Features are float16 (R, d), R = 5 regions, unit L2 norm where the region is present and zero elsewhere,
+  stored as fixed-size binary, row-major, little endian: lists of float16 are ten times slower in Parquet.
 - A higher score always means more alike.
 - Identifiers are text, "" where the catalogue says nothing; numbers that do not exist are null.
 - A row that failed stays a row: ``status`` holds a code, ``error`` one line for people.
 - Inside a grain columns are only ever added, at the end.
 
-Every field's metadata holds ``description``, and ``unit`` and ``shape`` where they say something; they are written into
-the Parquet files.
+Every field's metadata holds ``description``, and ``unit`` and ``shape`` where they say something; they are
+written into the Parquet files.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ CATALOGUE_SCHEMA: pa.Schema = pa.schema(
 _FETCH_FIELDS = (
     _text(
         "status",
-        "ok; or missing_file, empty_file, not_an_image, truncated_image, too_many_bytes, too_many_pixels, timeout, "
-        "http_<number>, robots_disallowed, bad_location, fetch_failed",
+        "ok; or missing_file, empty_file, not_an_image, truncated_image, too_many_bytes, too_many_pixels, "
+        "timeout, http_<number>, robots_disallowed, bad_location, fetch_failed",
     ),
     _text("error", 'what went wrong, one line; "" when ok'),
     _text("image_path", 'local path of the image\'s bytes; "" unless ok'),
@@ -112,8 +112,9 @@ ITEM_SCHEMA: pa.Schema = pa.schema([*_CATALOGUE_FIELDS, *_FETCH_FIELDS, _EXTRA, 
 def garment_schema(feature_dim: int = FEATURE_DIM) -> pa.Schema:
     """One row per garment per distinct image content (RUN/garments/\\*.parquet).
 
-    The key is (image_sha256, garment_index). An image without a garment, or one that could not be read, has one row
-    with ``garment_index`` -1, its status, and null in every column from ``box`` to ``mirrored_features``.
+    The key is (image_sha256, garment_index). An image without a garment, or one that could not be read, has
+    one row with ``garment_index`` -1, its status, and null in every column from ``box`` to
+    ``mirrored_features``.
 
     Args:
         feature_dim: d, length of one region's feature.
@@ -260,8 +261,8 @@ SUSPECT_SCHEMA: pa.Schema = pa.schema(
         _MODIFIED,
         _text(
             "direction",
-            "how the original was told from the copy: rights_holder, original_first_listed, or unknown (then the "
-            "lexicographically smaller item_id stands as the original)",
+            "how the original was told from the copy: rights_holder, original_first_listed, or unknown (then "
+            "the lexicographically smaller item_id stands as the original)",
         ),
         _MIRRORED,
         _NORMALISED,
@@ -335,7 +336,8 @@ def unpack_landmarks(value: bytes) -> np.ndarray:
 
 
 def pack_boxes(boxes: np.ndarray) -> pa.FixedSizeListArray:
-    """(n, ...) floats to n fixed-size lists of float32: (n, 4) for ``box``, (n, 5, 4) for ``region_boxes``."""
+    """(n, ...) floats to n fixed-size lists of float32: (n, 4) for ``box``, (n, 5, 4) for
+    ``region_boxes``."""
     width = int(np.prod(boxes.shape[1:]))
     return pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1).astype(np.float32)), width)
 

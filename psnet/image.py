@@ -1,8 +1,8 @@
 """Image bytes of unknown origin to pixels, safely.
 
-Catalogues hold whatever sellers upload: half downloads, web pages called .jpg, decompression bombs, CMYK scans.
-Each ends as an :class:`ImageError` with a code, or as plain RGB. Nothing here touches Pillow's global settings, so
-any number of threads may decode at once.
+Catalogues hold whatever sellers upload: half downloads, web pages called .jpg, decompression bombs, CMYK
+scans. Each ends as an :class:`ImageError` with a code, or as plain RGB. Nothing here touches Pillow's global
+settings, so any number of threads may decode at once.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class DecodedImage:
     """Upright RGB pixels.
 
     ``pixels``: (H, W, 3) uint8 RGB, C-contiguous. ``width``, ``height``: of the upright original, in pixels.
-    ``scale``: W / width, 1.0 unless a smaller decode was asked for; a box in ``pixels`` divided by ``scale`` is a
-    box in the original.
+    ``scale``: W / width, 1.0 unless a smaller decode was asked for; a box in ``pixels`` divided by ``scale``
+    is a box in the original.
     """
 
     pixels: np.ndarray
@@ -84,8 +84,8 @@ class _Format:
 
 
 def _jpeg_cut_short(data: bytes) -> bool:
-    # Inside a scan 0xFF is always escaped, so an end marker behind the last start-of-scan marker is a real one.
-    # Pillow lets a file pass that ends, or goes on with zeros, after the last row was begun.
+    # Inside a scan 0xFF is always escaped, so an end marker behind the last start-of-scan marker is a real
+    # one. Pillow lets a file pass that ends, or goes on with zeros, after the last row was begun.
     return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
 
 
@@ -134,14 +134,14 @@ def decode_image(
 ) -> DecodedImage:
     """Decode to upright RGB.
 
-    Transparency is laid on white, of an animation the first frame is taken, 16 bits become the upper 8, and the EXIF
-    orientation is applied.
+    Transparency is laid on white, of an animation the first frame is taken, 16 bits become the upper 8, and
+    the EXIF orientation is applied.
 
     Args:
         data: the whole file.
         max_pixels: cap on width x height, read from the header before anything is decoded.
-        target_side: the picture may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps at
-            least this many pixels. None: full size.
+        target_side: the picture may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side
+            keeps at least this many pixels. None: full size.
 
     Raises:
         ImageError: see there. A truncated file is refused, never filled up with grey.

@@ -25,7 +25,7 @@ def jpeg(seed: int = 0, side: int = 64) -> bytes:
 
 
 class Shop(ThreadingHTTPServer):
-    """A web shop with every bad habit; ``hits`` counts requests by path, ``busiest`` the most at one moment."""
+    """A web shop with every bad habit; ``hits`` counts requests by path, ``busiest`` the most at once."""
 
     daemon_threads = True
     request_queue_size = 64

@@ -168,7 +168,7 @@ def test_a_full_disk_stops_the_run_with_a_clear_line(
     monkeypatch.setattr(Path, "write_bytes", no_room)
     with (
         Fetcher(tmp_path, QUICK) as fetcher,
-        pytest.raises(RunError, match="No space left .* free some space"),
+        pytest.raises(RunError, match=r"No space left .* free some space"),
     ):
         fetcher.fetch(f"{shop.url}/image/1")
 
