@@ -1,10 +1,10 @@
 """Choice of the floating-point type that inference runs in.
 
-On a GPU the choice is a question to the driver. On a CPU it has to be tried: some virtual machines advertise AMX
-without letting it be used, and the first bfloat16 product ends the process with SIGILL, without an exception;
-others run bfloat16 correctly but slower than float32. So a child process runs the kinds of layer that the network
-is made of in both types and times them. Only a child that survives, computes the same numbers and is faster earns
-the low precision.
+On a GPU the choice is a question to the driver. On a CPU it has to be tried: some virtual machines advertise
+AMX without letting it be used, and the first bfloat16 product ends the process with SIGILL, without an
+exception; others run bfloat16 correctly but slower than float32. So a child process runs the kinds of layer
+that the network is made of in both types and times them. Only a child that survives, computes the same
+numbers and is faster earns the low precision.
 
 ``python -m psnet.precision bfloat16`` is that child.
 """
@@ -34,8 +34,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 # Time in low precision over time in float32 below which the change is worth its rounding.
 _WORTHWHILE = 0.9
-# Largest error of the low-precision output relative to the largest value. bfloat16 has 8 significant bits, so a
-# sound chip stays near 1e-2 over this depth and a broken kernel is far off.
+# Largest error of the low-precision output relative to the largest value. bfloat16 has 8 significant bits, so
+# a sound chip stays near 1e-2 over this depth and a broken kernel is far off.
 _TOLERANCE = 0.1
 # The child imports torch (seconds, more on a busy machine) and computes for about a second.
 _TIMEOUT_S = 120.0
@@ -51,9 +51,10 @@ class PrecisionError(ValueError):
 class Probe:
     """What a child process found out about one low precision on this CPU.
 
-    ``works``: it ended in order and computed the same numbers as float32. ``ratio``: time in the low precision
-    over time in float32 with channels_last, both on one thread (infinite when it does not work). ``reason``: why
-    it does not work, else empty. ``lasting``: the answer belongs to the machine; a timeout does not.
+    ``works``: it ended in order and computed the same numbers as float32. ``ratio``: time in the low
+    precision over time in float32 with channels_last, both on one thread (infinite when it does not work).
+    ``reason``: why it does not work, else empty. ``lasting``: the answer belongs to the machine; a timeout
+    does not.
     """
 
     works: bool
@@ -78,8 +79,8 @@ def choose_precision(
     finds it sound and faster than float32, else float32. A precision asked for by name is returned as it is,
     except that on a CPU it has to survive the probe.
 
-    ``cache`` is the file that remembers probes (default: ``psnet/precision.json`` in the user's cache folder; a
-    file that cannot be written is done without). ``command`` replaces the child process of the probe.
+    ``cache`` is the file that remembers probes (default: ``psnet/precision.json`` in the user's cache folder;
+    a file that cannot be written is done without). ``command`` replaces the child process of the probe.
 
     Raises PrecisionError for an unknown name, or a named precision that cannot run here.
     """
@@ -151,8 +152,8 @@ def _remembered_probe(precision: str, cache: Path | None, command: Sequence[str]
     if memory_key in _known:
         return _known[memory_key]
     machine_key = f"{precision} {_machine()} torch {torch.__version__}"
-    # Several workers start together on one machine: the first one probes, the others wait for its answer. Probes
-    # side by side would also disturb each other's timing.
+    # Several workers start together on one machine: the first one probes, the others wait for its answer.
+    # Probes side by side would also disturb each other's timing.
     with _locked(path):
         found = _read_cache(path).get(machine_key)
         if found is None:
