@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +71,7 @@ def init_ray(settings: Settings) -> None:
     if ray.is_initialized():
         return
     workers_too = settings.log_level == "debug"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     address = settings.ray.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
@@ -87,6 +90,9 @@ def init_ray(settings: Settings) -> None:
         reason = " ".join(str(error).split())[:200]
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise RunError(f"cannot {where}: {reason}") from error
+    # Ray puts its own handler there, under which the program would end without a word.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _object_store_bytes(megabytes: int) -> int:

@@ -8,10 +8,10 @@ a stage knows whether it has to run again.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.errors import UserError
 from psnet.config import ConfigError, bounded, load_config
@@ -133,14 +133,21 @@ class Settings:
 
 
 def load_settings(
-    config: str | os.PathLike[str] | None = None, overrides: Sequence[str] | None = None
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The defaults, then a configuration file, then "section.key=value" overrides.
+
+    Args:
+        config: YAML file.
+        overrides: see ``psnet.config.load_config``.
+        base: values between the defaults and the file, e.g. those that a run was started with.
 
     Raises:
         UserError: whatever does not fit, see ``psnet.config.load_config``.
     """
-    layers = [] if config is None else [Path(config)]
+    layers: list[Mapping[str, Any] | Path] = [base or {}, *([] if config is None else [Path(config)])]
     try:
         settings = load_config(Settings, *layers, overrides=overrides or ())
     except ConfigError as error:

@@ -1,0 +1,1 @@
+"""Configuration files: ``default.yaml`` explains every key, the others override some."""

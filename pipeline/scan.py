@@ -1,0 +1,139 @@
+"""The data flow: a whole catalogue against itself, or a brand's originals against a catalogue."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.catalogue import catalogue_digest, read_catalogue
+from pipeline.crawl import crawl
+from pipeline.errors import UserError
+from pipeline.extract import extract
+from pipeline.index import build_index
+from pipeline.judge import judge
+from pipeline.match import match
+from pipeline.report import report
+from pipeline.rundir import RunDirectory
+from pipeline.schema import CATALOGUE_SCHEMA
+from pipeline.settings import Settings
+from psnet.config import as_dict, digest
+
+AnyPath = str | os.PathLike[str]
+
+
+def scan(catalogue: AnyPath, out: AnyPath, settings: Settings) -> RunDirectory:
+    """Every item of ``catalogue`` against every other. A run directory that exists is continued.
+
+    Raises:
+        UserError: something wrong with the catalogue, the run directory or the settings.
+        RunError: a stage failed; what is finished is kept.
+    """
+    items = read_catalogue(catalogue)
+    run = begin(out, settings, catalogue=catalogue, table=items)
+    with run.lock():
+        crawl(run, items, settings)
+        _screen(run, settings)
+    return run
+
+
+def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings) -> RunDirectory:
+    """The items of ``originals`` against those of ``against``, which are not compared with each other.
+
+    ``against`` is a catalogue, or the run directory of a scan: then its images are not fetched again, and its
+    garments are taken over where model and settings are the same. An item that stands on both sides counts as
+    an original.
+
+    Raises:
+        UserError, RunError: see ``scan``.
+    """
+    queries = read_catalogue(originals)
+    earlier = _earlier_run(against)
+    others = read_catalogue(against) if earlier is None else _fetched_items(earlier)
+    items = _joined(queries, others)
+    run = begin(out, settings, catalogue=originals, against=against, table=items)
+    with run.lock():
+        run.queries_path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(queries.select(["item_id"]), run.queries_path)
+        if earlier is not None:
+            _take_over_garments(earlier, run)
+        crawl(run, items, settings)
+        _screen(run, settings)
+    return run
+
+
+def begin(
+    out: AnyPath, settings: Settings, *, catalogue: AnyPath, table: pa.Table, against: AnyPath | None = None
+) -> RunDirectory:
+    """The run directory for a scan (or, with ``against``, a sweep), with what is to be done in its record.
+
+    Raises:
+        UserError: ``out`` is no run directory, or one of the other kind.
+    """
+    run = RunDirectory(out)
+    kind = "scan" if against is None else "sweep"
+    former = run.read().get("kind", kind)
+    if former != kind:
+        raise UserError(f"{run.path}: holds a {former}, not a {kind}; name another --out")
+    run.update(
+        kind=kind,
+        catalogue=str(catalogue),
+        **({} if against is None else {"against": str(against)}),
+        input_digest=catalogue_digest(table),
+        config_digest=digest(settings),
+        config=as_dict(settings),
+    )
+    return run
+
+
+def _screen(run: RunDirectory, settings: Settings) -> None:
+    extract(run, settings)
+    build_index(run, settings)
+    match(run, settings)
+    judge(run, settings)
+    report(run, settings)
+
+
+def _earlier_run(path: AnyPath) -> RunDirectory | None:
+    """The scan at ``path``, None when it is a catalogue."""
+    if not (Path(path) / "run.json").exists():
+        return None
+    run = RunDirectory.existing(path)
+    if run.read().get("kind") == "sweep":
+        raise UserError(f"{run.path}: is a sweep; name the scan or the catalogue it was run against")
+    run.require("extract")
+    return run
+
+
+def _fetched_items(run: RunDirectory) -> pa.Table:
+    """The items of ``run`` whose image is at hand, as a catalogue of local files."""
+    items = pq.read_table(run.items_path)
+    items = items.filter(pc.equal(items["status"], "ok"))
+    locations = pa.array([os.path.abspath(path) for path in items["image_path"].to_pylist()], pa.string())
+    columns = [items[name] if name in items.column_names else locations for name in CATALOGUE_SCHEMA.names]
+    return pa.table(columns, schema=CATALOGUE_SCHEMA)
+
+
+def _joined(queries: pa.Table, others: pa.Table) -> pa.Table:
+    known = pc.is_in(others["item_id"], value_set=queries["item_id"].combine_chunks())
+    plain = [table.replace_schema_metadata(None) for table in (queries, others.filter(pc.invert(known)))]
+    return pa.concat_tables(plain)
+
+
+def _take_over_garments(earlier: RunDirectory, run: RunDirectory) -> None:
+    """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits."""
+    run.garments_dir.mkdir(parents=True, exist_ok=True)
+    for shard in earlier.garments_dir.glob("*.parquet"):
+        target = run.garments_dir / shard.name
+        if target.exists():
+            continue
+        try:
+            os.link(shard, target)
+        except OSError:  # another file system, or one without links
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            shutil.copyfile(shard, temporary)
+            temporary.replace(target)
