@@ -443,18 +443,18 @@ def _presets(region_weights: Mapping[str, Sequence[float]]) -> list[dict[str, An
     learned = any(len(set(weights)) > 1 for weights in region_weights.values())
     for group in GROUPS:
         if learned and group in region_weights:
-            weights, note = list(region_weights[group]), "weights of the scan's model."
+            weights, note = list(region_weights[group]), "Weights of this scan."
         else:
             sleeves, collar, chest, waist = (1 - share / 100 for share in _CHANGED_BY_COPYISTS[group])
             weights = [collar, sleeves, sleeves, chest, waist]
-            note = "parts that copyists seldom change count most (PS-Net paper, Table 1)."
+            note = "Parts that copyists seldom change count most (PS-Net paper, Table 1)."
         top = max(weights)
         presets.append(
             {
                 "id": group.lower(),
-                "label": group,
+                "label": group[0].upper() + group[1:],
                 "weights": [round(float(weight) / top, 2) for weight in weights],
-                "note": f"{group}: {note}",
+                "note": note,
             }
         )
     return presets

@@ -124,7 +124,9 @@
   }
   const pageLink = (hash) => location.href.split("#")[0] + (hash ? "#" + hash : "");
 
-  const byScore = (a, b) => b.now - a.now || a.rank - b.rank;
+  // One region alone says little, however much alike it is: under one's own weights, too, undecidable pairs stand last.
+  const isOpen = (pair) => Number(pair.relation === "undecidable");
+  const byScore = (a, b) => (view.weights ? isOpen(a) - isOpen(b) : 0) || b.now - a.now || a.rank - b.rank;
   const SORTS = {
     score: (a, b) => (view.weights ? byScore(a, b) : a.rank - b.rank),
     normalised: (a, b) => (b.norm ?? -Infinity) - (a.norm ?? -Infinity) || a.rank - b.rank,
@@ -458,7 +460,7 @@
     });
     $("preset").value = view.preset;
     const preset = data.presets.find((p) => p.id === view.preset);
-    $("weightnote").textContent = preset ? preset.note : "Your own weights: the weighted mean over the comparable regions. Verdicts stay as the scan judged them.";
+    $("weightnote").textContent = preset ? preset.note : "The mean over the comparable regions, with your weights. Verdicts stay as they are; undecidable pairs stand last.";
     $("resetweights").disabled = view.preset === AS_SCANNED;
     $("minvalue").textContent = view.min > 0 ? "from " + view.min.toFixed(2) : "any";
     for (const [id, value] of [["min", view.min], ["kind", view.kind], ["changed", view.changed], ["decision", view.decision], ["sort", view.sort]]) $(id).value = value;
@@ -560,7 +562,7 @@
   function openCompare(pair) {
     compared = pair;
     const at = shown.indexOf(pair);
-    $("comparehead").replaceChildren(at >= 0 ? `#${number(at + 1)} ` : "", badge(pair.relation), " " + whatChanged(pair) + (pair.mirrored ? " (mirrored; the suspect's details are shown flipped)" : ""));
+    $("comparehead").replaceChildren(at >= 0 ? `#${number(at + 1)} ` : "", badge(pair.relation), " " + whatChanged(pair) + (pair.mirrored ? " ⇄ mirrored, the suspect's details are flipped" : ""));
     const body = $("comparebody");
     body.replaceChildren(
       el("div", { class: "comparepair" + (view.boxes ? "" : " noboxes") }, [0, 1].map((side) => el("figure", null,
@@ -664,6 +666,7 @@
     else view.page = Math.floor(shown.indexOf(pair) / view.per) + 1;
     render();
     if (pair) {
+      clearTimeout(hashTimer); // the address keeps naming the pair until the view changes
       const node = card(pair).node;
       node.scrollIntoView({ block: "start" });
       node.focus({ preventScroll: true });

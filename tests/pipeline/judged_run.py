@@ -57,7 +57,11 @@ def suspect_row(rank: int, cos: Sequence[float | None], items: Sequence[dict[str
         "original_item_id": items[0]["item_id"],
         "suspect_item_id": items[1]["item_id"],
         "score": score,
-        "relation": "identical" if "changed" not in states else "plagiarised",
+        "relation": "undecidable"
+        if len(comparable) < 3
+        else "plagiarised"
+        if "changed" in states
+        else "identical",
         "modified_regions": [r for r, state in zip(REGIONS, states, strict=True) if state == "changed"],
         "direction": "original_first_listed",
         "mirrored": rank == 3,

@@ -166,12 +166,12 @@ def test_presets_follow_the_paper_unless_the_scan_has_weights_of_its_own(evidenc
         return {preset["label"]: preset["weights"] for preset in data["presets"]}
 
     plain = presets(**{group: [1.0] * 5 for group in GROUPS})
-    assert list(plain) == ["As scanned", "Equal weights", *GROUPS]
+    assert list(plain) == ["As scanned", "Equal weights", "T-shirts", "Tops", "Outwear", "Dress"]
     assert plain["As scanned"] is None
     # Table 1: 72 % of copied T-shirts have another chest, 56 % of copied dresses another hem.
     assert min(plain["T-shirts"]) == plain["T-shirts"][3]
-    assert min(plain["dress"]) == plain["dress"][4]
-    assert presets(dress=[1.0, 2.0, 2.0, 4.0, 1.0])["dress"] == [0.25, 0.5, 0.5, 1.0, 0.25]
+    assert min(plain["Dress"]) == plain["Dress"][4]
+    assert presets(dress=[1.0, 2.0, 2.0, 4.0, 1.0])["Dress"] == [0.25, 0.5, 0.5, 1.0, 0.25]
 
 
 def test_a_pairs_link_stays_the_same() -> None:
@@ -392,6 +392,18 @@ def test_sliders_rerank_the_list_at_once(page: Path, browser: Browser) -> None:
 
 
 @pytest.mark.slow
+def test_an_undecidable_pair_never_leads(browser: Browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "two", [(0.9, 0.8, 0.7, 0.8, 0.8), (0.99, None, None, None, 0.99)])
+    report(run, load_settings())
+    browser.open(run.report_path, "preset=equal")
+    assert browser.order() == ["1", "2"]
+    assert browser.run("[...document.querySelectorAll('.scorebox b')].map(b => b.textContent)") == [
+        "0.800",
+        "0.990",
+    ]
+
+
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_runs_nothing_it_was_given(page: Path, browser: Browser) -> None:
     browser.open(page)
     time.sleep(0.3)
@@ -425,6 +437,7 @@ def test_filters_search_and_link_to_a_pair(page: Path, browser: Browser) -> None
     pair = pair_id("004", "005", 0, 0)
     browser.open(page, f"pair-{pair}")
     assert browser.run("document.activeElement.dataset.id") == pair
+    assert browser.run("location.hash") == f"#pair-{pair}"
     assert browser.complaints() == []
 
 
