@@ -42,7 +42,9 @@ def read_dismissed(path: Path) -> list[Dismissal]:
                 )
             dismissals = []
             for row in reader:
-                a, b = row["item_id_a"], row["item_id_b"]
+                a, b = row["item_id_a"] or "", row["item_id_b"] or ""
+                if not any((a, b, row.get("reason"))):
+                    continue  # spreadsheets leave such lines behind
                 if not a or not b:
                     raise UserError(
                         f"{path}: line {reader.line_num} does not name two items; mend or delete it"

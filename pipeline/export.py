@@ -62,7 +62,8 @@ def export(
         limit: only the best so many.
 
     Raises:
-        UserError: unknown format or verdict, a run without suspects, a file that cannot be written.
+        UserError: unknown format or verdict, a run without suspects (for html: without a report), a file that
+            cannot be written.
         RunError: the disk is full.
     """
     write = _FORMATS.get(format)

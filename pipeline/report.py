@@ -8,7 +8,6 @@ never parsed as HTML; the page's content security policy admits no other script.
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import html
 import io
@@ -29,8 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.calibration import load_calibration
 from pipeline.dismissed import Dismissal, read_dismissed
 from pipeline.extract import garment_shards
+from pipeline.judge import days_later
 from pipeline.progress import Progress, track
 from pipeline.rundir import RunDirectory, inputs_digest, write_atomically
 from pipeline.schema import COS_COLUMNS, GARMENT_SCHEMA, STATE_COLUMNS, unpack_boxes, unpack_presence
@@ -131,13 +132,16 @@ def report(run: RunDirectory, settings: Settings) -> None:
     """Write RUN/report/index.html and its images.
 
     Raises:
-        UserError: the suspects are not there yet, or the file of dismissed pairs cannot be read.
+        UserError: the suspects are not there yet, the weights or the file of dismissed pairs cannot be used.
     """
-    options = page_options(run, settings)
+    calibration = load_calibration(settings)
+    region_weights = dict(zip(GROUPS, calibration.region_weights, strict=True))
+    options = _options(settings, calibration.kept_threshold, region_weights)
     with run.lock():
         inputs = inputs_digest(
             run.require("judge"),
             digest(settings.report, results_only=True),
+            calibration.to_json(),
             json.dumps([astuple(dismissal) for dismissal in options.dismissed]),
             *(hashlib.sha256(text.encode()).hexdigest() for text in _template()),
         )
@@ -154,19 +158,29 @@ def report(run: RunDirectory, settings: Settings) -> None:
                 page_bytes=page.stat().st_size,
                 pictures=len(pictures),
                 unreadable_pictures=sum(not picture.src for picture in pictures.values()),
+                kept_thresholds=calibration.kept_threshold,
+                region_weights=region_weights,
             )
 
 
 def page_options(run: RunDirectory, settings: Settings) -> PageOptions:
-    """What the page of ``run`` says besides its tables; thresholds and weights as the stages recorded them.
+    """The options that the report of ``run`` was written with, for a page beside it.
 
     Raises:
-        UserError: the file of dismissed pairs cannot be read.
+        UserError: there is no report, or the file of dismissed pairs cannot be read.
     """
+    run.require("report")
+    record = run.stage_record("report")
+    return _options(settings, record["kept_thresholds"], record["region_weights"])
+
+
+def _options(
+    settings: Settings, kept_threshold: Sequence[float], region_weights: Mapping[str, Sequence[float]]
+) -> PageOptions:
     return PageOptions(
         title=settings.report.title,
-        kept_threshold=run.stage_record("judge").get("kept_thresholds"),
-        region_weights=run.stage_record("match").get("region_weights") or {},
+        kept_threshold=kept_threshold,
+        region_weights=region_weights,
         dismissed=read_dismissed(Path(settings.judge.dismissed)) if settings.judge.dismissed else (),
         max_suspects=settings.report.max_suspects,
     )
@@ -253,6 +267,7 @@ def page_data(evidence: Evidence, pictures: Mapping[str, Picture], options: Page
     thresholds = options.kept_threshold
     return {
         "scope": _decision_scope(evidence.record),
+        "ranked_by": evidence.record.get("config", {}).get("judge", {}).get("rank_by", "score"),
         "regions": REGIONS,
         "mirror": MIRROR,
         "thresholds": thresholds and [_rounded(threshold) for threshold in thresholds],
@@ -315,7 +330,7 @@ class _Cards:
             "relation": suspect["relation"],
             "modified": suspect["modified_regions"],
             "direction": suspect["direction"],
-            "days": days_between(listed[0], listed[1]),
+            "days": days_later(listed[0], listed[1]),
             "mirrored": suspect["mirrored"],
             "cos": [_rounded(suspect[column]) for column in COS_COLUMNS],
             "states": [suspect[column] for column in STATE_COLUMNS],
@@ -409,15 +424,6 @@ def web_link(url: str) -> str:
     return url if re.match(r"https?://[^\s]+$", url, re.IGNORECASE) else ""
 
 
-def days_between(original: str, suspect: str) -> int | None:
-    """Days from the original's listing to the suspect's; None when a date is missing or not ISO."""
-    try:
-        first, second = (datetime.date.fromisoformat(text[:10]) for text in (original, suspect))
-    except ValueError:
-        return None
-    return (second - first).days
-
-
 def _rounded(value: float | None) -> float | None:
     # Five digits: more than a float32 of a cosine holds for certain, half the bytes of its full form.
     return None if value is None or not math.isfinite(value) else round(float(value), 5)
@@ -429,8 +435,8 @@ def _presets(region_weights: Mapping[str, Sequence[float]]) -> list[dict[str, An
             "id": "scanned",
             "label": "As scanned",
             "weights": None,
-            "note": "Scores and order of the scan: by default the mean of the three best comparable regions. "
-            "Move a slider to weigh the regions yourself.",
+            "note": "Order of the scan. Its score is the mean of the three best comparable regions, unless it was "
+            "configured otherwise. Move a slider to weigh the regions yourself.",
         },
         {
             "id": "equal",

@@ -72,7 +72,7 @@
   // ---- the view: everything that a link to this page can carry
 
   const BLANK = { preset: AS_SCANNED, weights: null, verdicts: null, kind: "", seller: "", query: "", changed: "", decision: "", min: 0,
-    sort: "score", page: 1, per: 25, boxes: true };
+    sort: "best", page: 1, per: 25, boxes: true };
   let view = { ...BLANK };
   let shown = []; // pairs of the current view, best first
   let pending = 0;
@@ -84,7 +84,7 @@
     if (view.verdicts) hash.set("verdict", VERDICTS.filter((v) => view.verdicts.has(v)).join(","));
     for (const name of ["kind", "seller", "query", "changed", "decision"]) if (view[name]) hash.set(name, view[name]);
     if (view.min > 0) hash.set("min", view.min.toFixed(2));
-    if (view.sort !== "score") hash.set("sort", view.sort);
+    if (view.sort !== "best") hash.set("sort", view.sort);
     if (view.page > 1) hash.set("page", view.page);
     if (view.per !== 25) hash.set("per", view.per);
     if (!view.boxes) hash.set("boxes", "0");
@@ -128,7 +128,8 @@
   const isOpen = (pair) => Number(pair.relation === "undecidable");
   const byScore = (a, b) => (view.weights ? isOpen(a) - isOpen(b) : 0) || b.now - a.now || a.rank - b.rank;
   const SORTS = {
-    score: (a, b) => (view.weights ? byScore(a, b) : a.rank - b.rank),
+    best: (a, b) => (view.weights ? byScore(a, b) : a.rank - b.rank),
+    score: byScore,
     normalised: (a, b) => (b.norm ?? -Infinity) - (a.norm ?? -Infinity) || a.rank - b.rank,
     rank: (a, b) => a.rank - b.rank,
     newest: (a, b) => b.suspect.listed.localeCompare(a.suspect.listed) || a.rank - b.rank,
@@ -360,9 +361,12 @@
       place(position) {
         const moved = position === pair.rank ? null : el("small", null, `${number(pair.rank)} in the scan`);
         rank.replaceChildren(...["#" + number(position), moved].filter(Boolean));
-        numbers.replaceChildren(...[["Score of the scan", view.weights ? pair.score : null], ["Normalised score", pair.norm]]
-          .filter(([, value]) => value !== null).map(([name, value]) => el("span", null, name + " ", el("b", null, fixed(value)))));
-        scorebox.replaceChildren(view.weights ? "with your weights" : "score", el("b", null, fixed(pair.now)));
+        const plain = [["Score", pair.score], ["Normalised score", pair.norm]];
+        const [leads, ...others] = view.weights ? [["With your weights", pair.now], ...plain]
+          : data.ranked_by === "normalised_score" ? [plain[1], plain[0]] : plain;
+        numbers.replaceChildren(...others.filter(([, value]) => value !== null)
+          .map(([name, value]) => el("span", null, name + " ", el("b", null, fixed(value)))));
+        scorebox.replaceChildren(leads[0], el("b", null, fixed(leads[1])));
       },
       refresh() {
         const d = decisionOf(pair);

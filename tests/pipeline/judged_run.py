@@ -156,5 +156,7 @@ def make_run(folder: Path, cosines: Sequence[Sequence[float | None]] = COSINES) 
     with run.stage("judge", "1", [run.suspects_path]) as stage:
         suspects = [suspect_row(i + 1, cos, items[2 * i : 2 * i + 2]) for i, cos in enumerate(cosines)]
         pq.write_table(pa.Table.from_pylist(suspects, schema=SUSPECT_SCHEMA), run.suspects_path)
-        stage.note(kept_thresholds=KEPT_THRESHOLDS)
+        stage.count_out = len(suspects)
+    with run.stage("report", "1") as stage:
+        stage.note(kept_thresholds=KEPT_THRESHOLDS, region_weights={})
     return run

@@ -25,7 +25,7 @@ def test_the_order_of_a_pair_means_nothing() -> None:
 
 
 def test_the_reason_may_be_left_out_and_excel_may_have_saved_the_file(tmp_path: Path) -> None:
-    assert read_dismissed(write(tmp_path / "d.csv", "\ufeffitem_id_b,item_id_a\nx,y\n")) == [
+    assert read_dismissed(write(tmp_path / "d.csv", "\ufeffitem_id_b,item_id_a\nx,y\n,\n")) == [
         Dismissal("y", "x")
     ]
 

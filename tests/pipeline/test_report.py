@@ -21,7 +21,6 @@ from pipeline.errors import UserError
 from pipeline.report import (
     Evidence,
     PageOptions,
-    days_between,
     embed_json,
     page_data,
     page_options,
@@ -34,7 +33,7 @@ from pipeline.report import (
     write_pictures,
 )
 from pipeline.rundir import RunDirectory
-from pipeline.settings import load_settings
+from pipeline.settings import Settings, load_settings
 from psnet.regions import GROUPS
 from tests.pipeline.judged_run import COSINES, HOSTILE, KEPT_THRESHOLDS, make_run
 
@@ -180,19 +179,6 @@ def test_a_pairs_link_stays_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "days"),
-    [
-        ("2025-02-27", "2025-03-01", 2),
-        ("2025-03-01T23:00:00Z", "2025-02-28", -1),
-        ("", "2025-03-01", None),
-        ("spring", "2025-03-01", None),
-    ],
-)
-def test_days_between_listings(first: str, second: str, days: int | None) -> None:
-    assert days_between(first, second) == days
-
-
-@pytest.mark.parametrize(
     "url", ["javascript:alert(1)", "data:text/html,x", "//x.example", "ftp://x", "http://a b", ""]
 )
 def test_only_web_addresses_become_links(url: str) -> None:
@@ -234,11 +220,17 @@ def test_a_photograph_that_has_gone_leaves_a_page_without_it(evidence: Evidence,
 # ---- the stage
 
 
-def test_the_stage_runs_once_and_again_when_something_changed(tmp_path: Path) -> None:
+def settings_with(weights: Path, *overrides: str) -> Settings:
+    return load_settings(
+        None, [f"extract.weights={weights}", f"judge.kept_thresholds={KEPT_THRESHOLDS}", *overrides]
+    )
+
+
+def test_the_stage_runs_once_and_again_when_something_changed(tmp_path: Path, tiny_weights: Path) -> None:
     run = make_run(tmp_path)
     dismissed = tmp_path / "dismissed.csv"
     dismissed.write_text("item_id_a,item_id_b,reason\n000,005,licensed\n")
-    settings = load_settings(None, [f"judge.dismissed={dismissed}", "report.image_side=64"])
+    settings = settings_with(tiny_weights, f"judge.dismissed={dismissed}", "report.image_side=64")
     report(run, settings)
     record = run.stage_record("report")
     assert (record["in"], record["out"], record["pictures"], record["unreadable_pictures"]) == (3, 3, 6, 0)
@@ -256,14 +248,17 @@ def test_the_stage_runs_once_and_again_when_something_changed(tmp_path: Path) ->
     assert run.report_path.stat().st_mtime_ns > written
 
 
-def test_no_report_before_the_judgement(tmp_path: Path) -> None:
+def test_no_report_before_the_judgement(tmp_path: Path, tiny_weights: Path) -> None:
     with pytest.raises(UserError, match="stage judge is not done"):
-        report(RunDirectory(tmp_path / "run"), load_settings())
+        report(RunDirectory(tmp_path / "run"), settings_with(tiny_weights))
 
 
-def test_page_options_come_from_the_run_and_the_settings(tmp_path: Path) -> None:
-    options = page_options(make_run(tmp_path), load_settings(None, ["report.title=Tonight"]))
+def test_a_page_beside_the_report_says_what_the_report_says(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    options = page_options(run, load_settings(None, ["report.title=Tonight"]))
     assert (options.title, options.kept_threshold, options.max_suspects) == ("Tonight", KEPT_THRESHOLDS, 1000)
+    with pytest.raises(UserError, match="stage report is not done"):
+        page_options(RunDirectory(tmp_path / "none"), load_settings())
 
 
 # ---- the page in a browser
@@ -348,9 +343,9 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
     run = make_run(tmp_path_factory.mktemp("page"))
-    report(run, load_settings(None, ["report.image_side=64"]))
+    report(run, settings_with(tiny_weights, "report.image_side=64"))
     return run.report_path
 
 
@@ -392,9 +387,9 @@ def test_sliders_rerank_the_list_at_once(page: Path, browser: Browser) -> None:
 
 
 @pytest.mark.slow
-def test_an_undecidable_pair_never_leads(browser: Browser, tmp_path: Path) -> None:
+def test_an_undecidable_pair_never_leads(browser: Browser, tmp_path: Path, tiny_weights: Path) -> None:
     run = make_run(tmp_path / "two", [(0.9, 0.8, 0.7, 0.8, 0.8), (0.99, None, None, None, 0.99)])
-    report(run, load_settings())
+    report(run, settings_with(tiny_weights))
     browser.open(run.report_path, "preset=equal")
     assert browser.order() == ["1", "2"]
     assert browser.run("[...document.querySelectorAll('.scorebox b')].map(b => b.textContent)") == [
@@ -482,9 +477,11 @@ def test_nothing_sticks_out_sideways(page: Path, browser: Browser, width: int) -
 
 
 @pytest.mark.slow
-def test_an_empty_list_says_that_it_is_no_clearance(browser: Browser, tmp_path: Path) -> None:
+def test_an_empty_list_says_that_it_is_no_clearance(
+    browser: Browser, tmp_path: Path, tiny_weights: Path
+) -> None:
     run = make_run(tmp_path / "empty", [])
-    report(run, load_settings())
+    report(run, settings_with(tiny_weights))
     browser.open(run.report_path)
     assert "No suspected copies" in browser.run("document.getElementById('empty').innerText")
     assert "no clearance" in browser.run("document.getElementById('empty').innerText")
