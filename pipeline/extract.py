@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import uuid
 import warnings
@@ -57,6 +58,8 @@ from psnet.image import ImageError, decode_image
 
 if TYPE_CHECKING:
     from psnet.predictor import Garment, Predictor
+
+_log = logging.getLogger(__name__)
 
 # Failures that say something about the disk and not about the content: tried again once the file is back.
 PASSING_FAILURES = ("missing_file", "changed_file")
@@ -337,6 +340,10 @@ def extract_contents(
         (folder / shard_name(job.prefix, hashes)).unlink(missing_ok=True)
         blocks.append(pa.table({"image_sha256": [hashes], "image_path": [paths]}))
 
+    # Ray Data tells all of its story on the console; what matters of it arrives as an exception.
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.get_name() == "console":
+            handler.setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -369,18 +376,14 @@ def extract_contents(
     except GetTimeoutError as error:
         raise RunError(
             f"{actors} extraction actors did not start within {job.settings.start_timeout_s:.0f} s: "
-            "the cluster is busy or too small; lower extract.actors or raise extract.start_timeout_s"
+            "the cluster is busy or too small, or they die while they load the model; lower extract.actors or raise "
+            "extract.start_timeout_s"
         ) from error
     except RayError as error:
-        raise RunError(f"extraction stopped: {_cause(error)}; finished shards are kept") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of the innermost error that Ray wrapped."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        raise RunError(
+            f"extraction stopped: {type(error).__name__}, an actor died too often; finished shards are kept, "
+            "start the same command again"
+        ) from error
 
 
 def plan_actors(settings: ExtractSettings, units: int, resources: Mapping[str, float]) -> tuple[str, int]:
@@ -424,16 +427,25 @@ class Extractor:
 
     def __init__(self, job: Job, load: Callable[[Job], tuple[Predictor, str]] = load_predictor) -> None:
         self._job = job
-        self._predictor, self._precision = load(job)
+        self._decoders = ThreadPoolExecutor(_decode_threads(job), thread_name_prefix="decode")
+        self._refusal = ""
+        try:
+            self._predictor, self._precision = load(job)
+            self._schema = garment_schema(self._predictor.config["feature_dim"])
+        except Exception as error:
+            # Ray would start the actor again and again, with pages of traceback; the first answer ends it.
+            _log.exception("the model cannot be loaded")
+            self._refusal = f"the model cannot be loaded: {_one_line(error)}"
+            return
         if self._predictor.tag != job.model_tag:
-            raise RunError(
+            self._refusal = (
                 f"the weights changed during the run: {self._predictor.tag}, no longer {job.model_tag}; "
                 "start the same command again"
             )
-        self._schema = garment_schema(self._predictor.config["feature_dim"])
-        self._decoders = ThreadPoolExecutor(_decode_threads(job), thread_name_prefix="decode")
 
     def __call__(self, unit: pa.Table) -> pa.Table:
+        if self._refusal:
+            return _error_answer(self._refusal)
         hashes, paths = unit["image_sha256"][0].as_py(), unit["image_path"][0].as_py()
         target = Path(self._job.folder, shard_name(self._job.prefix, hashes))
         try:
@@ -447,8 +459,10 @@ class Extractor:
                     write_shard(target, rows, metadata)
             return _answer(target)
         except OSError as error:
-            # An answer, because Ray would wrap an exception in pages of traceback.
-            return pa.Table.from_pylist([{"error": _disk_error(target.parent, error)}], _ANSWER)
+            return _error_answer(_disk_error(target.parent, error))
+        except Exception as error:
+            _log.exception("unit %s", target.name)
+            return _error_answer(f"unit {target.name}: {_one_line(error)}")
 
     def _read_in_batches(self, contents: Sequence[tuple[str, str]], attempts: _Attempts) -> list[_Read]:
         done: list[_Read] = []
@@ -519,8 +533,7 @@ class Extractor:
                 os._exit(1)
             if len(batch) > 1:
                 return [done for read in batch for done in self._predict([read])]
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            return [replace(batch[0], outcome=_Failure("predict_failed", reason))]
+            return [replace(batch[0], outcome=_Failure("predict_failed", _one_line(error)))]
         return [
             replace(read, outcome=_in_original_pixels(garments, read, image))
             for read, image, garments in zip(batch, pixels, found, strict=True)
@@ -567,6 +580,15 @@ def _answer(shard: Path) -> pa.Table:
         ],
         _ANSWER,
     )
+
+
+def _error_answer(error: str) -> pa.Table:
+    """Ends the run with one line; an exception would come out of Ray with pages of traceback."""
+    return pa.Table.from_pylist([{"error": error}], _ANSWER)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _disk_error(folder: Path, error: OSError) -> str:

@@ -273,6 +273,18 @@ def test_an_earlier_runs_accident_is_not_held_against_an_image(folder: Path):
     assert model.calls == [2] and set(rows_of(folder)["status"].to_pylist()) == {"ok"}
 
 
+def test_a_model_that_cannot_be_loaded_is_one_line(folder: Path):
+    def load(job: Job) -> tuple[Any, str]:
+        raise ValueError("no such\nmodel")
+
+    unit, _ = unit_of(folder, {"a": picture(1)})
+    (answer,) = Extractor(job_in(folder), load)(unit).to_pylist()
+    assert answer["error"] == "the model cannot be loaded: ValueError: no such model"
+    other = replace(job_in(folder), model_tag="another")
+    (answer,) = Extractor(other, lambda _: (Stand(), "float32"))(unit).to_pylist()
+    assert "weights changed" in answer["error"] and not list(folder.iterdir())
+
+
 def test_a_full_disk_is_one_clear_answer_and_leaves_nothing_behind(folder: Path):
     unit, _ = unit_of(folder, {"a": picture(1)})
     extractor = Extractor(job_in(folder), lambda _: (Stand(), "float32"))
