@@ -435,7 +435,7 @@ def _presets(region_weights: Mapping[str, Sequence[float]]) -> list[dict[str, An
             "id": "scanned",
             "label": "As scanned",
             "weights": None,
-            "note": "Order of the scan. Its score is the mean of the three best comparable regions, unless it was "
+            "note": "Order of the scan. Its score is the mean of the three best comparable regions, unless "
             "configured otherwise. Move a slider to weigh the regions yourself.",
         },
         {
