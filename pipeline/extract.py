@@ -376,8 +376,8 @@ def extract_contents(
     except GetTimeoutError as error:
         raise RunError(
             f"{actors} extraction actors did not start within {job.settings.start_timeout_s:.0f} s: "
-            "the cluster is busy or too small, or they die while they load the model; lower extract.actors or raise "
-            "extract.start_timeout_s"
+            "the cluster is busy or too small, or they die while they load the model; "
+            "lower extract.actors or raise extract.start_timeout_s"
         ) from error
     except RayError as error:
         raise RunError(
