@@ -1,7 +1,8 @@
 """Categories and landmarks of a labelling, as data: names, numbering, mirror partners, groups.
 
-Two labellings are known: ``deepfashion2`` (13 categories, 294 landmarks, each category its own) and ``clothing11``
-(eleven points shared by the torso categories). `to_clothing11` goes from the first to the second.
+Two labellings are known: ``deepfashion2`` (13 categories, 294 landmarks, each category its own) and
+``clothing11`` (eleven points shared by the torso categories). `to_clothing11` goes from the first to the
+second.
 """
 
 from __future__ import annotations
@@ -20,18 +21,36 @@ _FOLDER = Path(__file__).with_name("taxonomies")
 
 # DeepFashion2's categories that have the five regions, in the order of their ids.
 TORSO_CATEGORIES: tuple[str, ...] = (
-    "short_sleeve_top", "long_sleeve_top", "short_sleeve_outwear", "long_sleeve_outwear", "vest", "sling",
-    "short_sleeve_dress", "long_sleeve_dress", "vest_dress", "sling_dress",
+    "short_sleeve_top",
+    "long_sleeve_top",
+    "short_sleeve_outwear",
+    "long_sleeve_outwear",
+    "vest",
+    "sling",
+    "short_sleeve_dress",
+    "long_sleeve_dress",
+    "vest_dress",
+    "sling_dress",
 )
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    path = _FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.yaml")))
+        raise ValueError(f"unknown taxonomy {name!r}; known: {known}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class Category:
     """One category of a taxonomy.
 
-    ``id`` is the data set's own number; ``group`` one of PS-Net's four or None for legwear; ``indices`` (n,) are the
-    places, counted from 0, of the category's landmarks in the taxonomy's vector; ``swap`` (n,) gives, inside the
-    category, every landmark's partner in a mirrored picture; ``parts`` names places inside the category, from 0.
+    ``id`` is the data set's own number; ``group`` one of PS-Net's four or None for legwear; ``indices`` (n,)
+    are the places, counted from 0, of the category's landmarks in the taxonomy's vector; ``swap`` (n,) gives,
+    inside the category, every landmark's partner in a mirrored picture; ``parts`` names places inside the
+    category, from 0.
     """
 
     name: str
@@ -44,7 +63,8 @@ class Category:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """``landmarks`` (K) names, ``swap`` (K,) int64 partner of each in a mirrored picture, ``categories`` by name."""
+    """``landmarks`` (K) names, ``swap`` (K,) int64 partner of each in a mirrored picture, ``categories`` by
+    name."""
 
     name: str
     landmarks: tuple[str, ...]
@@ -58,11 +78,7 @@ class Taxonomy:
     @cache
     def load(name: str) -> Taxonomy:
         """Read a taxonomy shipped with the package. Raises ValueError for an unknown name."""
-        path = _FOLDER / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.yaml")))
-            raise ValueError(f"unknown taxonomy {name!r}; known: {known}")
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _read(name)
         return _shared(data) if "landmarks" in data else _per_category(data)
 
     def category(self, name: str) -> Category:
@@ -70,7 +86,9 @@ class Taxonomy:
         try:
             return self.categories[name]
         except KeyError:
-            raise ValueError(f"taxonomy {self.name} has no category {name!r}; known: {', '.join(self.categories)}") from None
+            raise ValueError(
+                f"taxonomy {self.name} has no category {name!r}; known: {', '.join(self.categories)}"
+            ) from None
 
 
 def _partners(count: int, pairs: list[tuple[int, int]]) -> np.ndarray:
@@ -108,15 +126,16 @@ def _per_category(data: dict[str, Any]) -> Taxonomy:
         indices = np.arange(start, start + count)
         indices.flags.writeable = False
         parts = {part: tuple(n - 1 for n in numbers) for part, numbers in entry["parts"].items()}
-        categories[name] = Category(name, entry["id"], entry["group"], indices, _partners(count, local), MappingProxyType(parts))
+        categories[name] = Category(
+            name, entry["id"], entry["group"], indices, _partners(count, local), MappingProxyType(parts)
+        )
     return Taxonomy(data["name"], tuple(names), _partners(len(names), pairs), MappingProxyType(categories))
 
 
 @cache
 def _clothing11_weights(category: str) -> tuple[np.ndarray, np.ndarray]:
     """(11, n) weights of the category's landmarks, and (11,) bool, which of the points the category has."""
-    data = yaml.safe_load((_FOLDER / "deepfashion2.yaml").read_text(encoding="utf-8"))
-    entry = data["categories"].get(category, {})
+    entry = _read("deepfashion2")["categories"].get(category, {})
     if "clothing11" not in entry:
         raise ValueError(f"{category!r} is no torso category; known: {', '.join(TORSO_CATEGORIES)}")
     names = Taxonomy.load("clothing11").landmarks
@@ -130,8 +149,8 @@ def _clothing11_weights(category: str) -> tuple[np.ndarray, np.ndarray]:
 def to_clothing11(category: str, landmarks: np.ndarray) -> np.ndarray:
     """DeepFashion2 landmarks of one category, (n, 3) x, y, visibility, to the eleven points, (11, 3) float32.
 
-    Visibility is the least of the landmarks a point is made of; points the category lacks (a vest's cuffs) are zeros.
-    Raises ValueError for legwear.
+    Visibility is the least of the landmarks a point is made of; points the category lacks (a vest's cuffs)
+    are zeros. Raises ValueError for legwear.
     """
     weights, known = _clothing11_weights(category)
     if landmarks.shape != (weights.shape[1], 3):

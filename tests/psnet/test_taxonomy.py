@@ -7,8 +7,18 @@ from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy, to_clothing11
 
 # Evaluation notes of DeepFashion2: last landmark of every category, counted from 1.
 LAST = {
-    "short_sleeve_top": 25, "long_sleeve_top": 58, "short_sleeve_outwear": 89, "long_sleeve_outwear": 128, "vest": 143, "sling": 158,
-    "shorts": 168, "trousers": 182, "skirt": 190, "short_sleeve_dress": 219, "long_sleeve_dress": 256, "vest_dress": 275,
+    "short_sleeve_top": 25,
+    "long_sleeve_top": 58,
+    "short_sleeve_outwear": 89,
+    "long_sleeve_outwear": 128,
+    "vest": 143,
+    "sling": 158,
+    "shorts": 168,
+    "trousers": 182,
+    "skirt": 190,
+    "short_sleeve_dress": 219,
+    "long_sleeve_dress": 256,
+    "vest_dress": 275,
     "sling_dress": 294,
 }
 
@@ -44,7 +54,11 @@ def test_mirror_swaps_left_and_right_parts():
 def test_groups():
     taxonomy = Taxonomy.load("clothing11")
     groups = {name: taxonomy.category(name).group for name in TORSO_CATEGORIES}
-    assert groups["short_sleeve_top"] == "T-shirts" and groups["vest"] == "tops" and groups["sling_dress"] == "dress"
+    assert (
+        groups["short_sleeve_top"] == "T-shirts"
+        and groups["vest"] == "tops"
+        and groups["sling_dress"] == "dress"
+    )
     assert groups["long_sleeve_outwear"] == "outwear"
 
 
@@ -52,10 +66,14 @@ def test_groups():
 def test_clothing11_follows_and_mirrors(name):
     category = Taxonomy.load("deepfashion2").category(name)
     rng = np.random.default_rng(0)
-    landmarks = np.concatenate([rng.uniform(0, 100, (len(category.indices), 2)), np.full((len(category.indices), 1), 2.0)], 1)
+    landmarks = np.concatenate(
+        [rng.uniform(0, 100, (len(category.indices), 2)), np.full((len(category.indices), 1), 2.0)], 1
+    )
     points = to_clothing11(name, landmarks)
     mirrored = landmarks[category.swap] * [-1, 1, 1]
-    np.testing.assert_allclose(to_clothing11(name, mirrored), points[Taxonomy.load("clothing11").swap] * [-1, 1, 1], atol=1e-4)
+    np.testing.assert_allclose(
+        to_clothing11(name, mirrored), points[Taxonomy.load("clothing11").swap] * [-1, 1, 1], atol=1e-4
+    )
     sleeves = points[[5, 6], 2]
     assert (sleeves == (0 if name.startswith(("vest", "sling")) else 2)).all()
 
