@@ -81,6 +81,8 @@ class MatchSettings:
     best_k: int = bounded(20, 1)
     min_score: float | None = bounded(None, -1.0, 1.0)
     max_pairs_per_item: int = bounded(200, 1)
+    background_size: int = bounded(1000, 0, 100_000)
+    background_quantile: float = bounded(0.95, 0.0, 1.0)
     block_size: int = bounded(4096, 16, result=False)
 
 
@@ -90,6 +92,7 @@ class JudgeSettings:
 
     kept_thresholds: FiveNumbers | None = bounded(None, -1.0, 1.0)
     min_score: float | None = bounded(None, -1.0, 1.0)
+    rank_by: Literal["normalised_score", "score"] = "normalised_score"
     relations: tuple[Literal["identical", "plagiarised", "similar", "undecidable"], ...] = (
         "identical",
         "plagiarised",

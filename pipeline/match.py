@@ -1,0 +1,686 @@
+"""Stage match: all pairs of the catalogue, block by block on Ray.
+
+    garments/*.parquet ─ vectors (memory-mapped) ─▶ [Ray: a task per pair of blocks] ─▶
+    match/KEY/block-i-j.parquet
+                                                                  all blocks ─▶ pairs.parquet
+
+A block is a run of pictures, in the order of their items' identifiers. Blocks (i <= j) hold every pair once;
+a task gives both directions. A finished block is a file, and a rerun computes only what is missing. What a
+query keeps (its best ``best_k`` partners, and all from the threshold on, at most ``max_pairs_per_item``) can
+be told without the other blocks; what those have found already only spares a task from writing pairs that
+cannot win.
+
+In a sweep the originals are the queries and all other items the partners; pairs among the originals, or among
+the others, are not looked at.
+
+Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
+identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
+queries + block) beside
+``max_pairs_per_item`` scores per picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
+
+from pipeline.calibration import load_calibration
+from pipeline.errors import RunError
+from pipeline.extract import garment_shards
+from pipeline.kernel import Block, Floors, Garments, Pairs, Wanted, background, best_pairs, rescore
+from pipeline.progress import track
+from pipeline.rundir import RunDirectory, StageRecord, inputs_digest
+from pipeline.runtime import init_ray
+from pipeline.schema import COS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
+from pipeline.settings import Settings
+from pipeline.vectors import Vectors, has_vectors, open_vectors, write_vectors
+from psnet.config import digest
+from psnet.regions import NUM_REGIONS, REGIONS
+from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
+
+BACKGROUND_FILE = "background.parquet"
+"""In the folder of a search: level and distinctiveness of every garment (``pipeline.kernel.background``)."""
+
+# Normalised scores divide by what is left between background and a perfect match; a level close to 1 leaves
+# nothing.
+_LEAST_ROOM = 0.05
+# A task that loses its worker (killed, out of memory) is tried elsewhere this often.
+_TASK_RETRIES = 5
+
+_BLOCK_SCHEMA = pa.schema(
+    [
+        ("query", pa.int32()),
+        ("match", pa.int32()),
+        ("score", pa.float32()),
+        *((column, pa.float32()) for column in COS_COLUMNS),
+        ("comparable", pa.uint8()),
+        ("mirrored", pa.bool_()),
+        ("query_garment", pa.int16()),
+        ("match_garment", pa.int16()),
+    ]
+)
+"""Pairs of pictures; ``comparable`` holds bit r for region r. Numbers count the pictures of the search."""
+
+
+def match(run: RunDirectory, settings: Settings) -> None:
+    """The partners of every item: RUN/pairs.parquet. In a sweep, those of the originals.
+
+    Raises:
+        UserError: the extraction is not done, or the weights cannot be used.
+        RunError: workers keep dying, or the disk is full. Finished blocks stay.
+    """
+    shards = garment_shards(run)
+    calibration = load_calibration(settings)
+    originals = ""
+    if run.queries_path.exists():
+        originals = inputs_digest(*pq.read_table(run.queries_path)["item_id"].to_pylist())
+    inputs = inputs_digest(
+        run.require("crawl"),
+        run.require("extract"),
+        originals,
+        digest(settings.match, results_only=True),
+        calibration.to_json(),
+    )
+    with run.stage("match", inputs, [run.pairs_path]) as stage:
+        if stage.finished:
+            return
+        # Other blocks are other files.
+        folder = run.match_dir / f"{inputs}-{settings.match.block_size}"
+        with _told_in_one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for former in run.match_dir.iterdir():
+                if former != folder:
+                    shutil.rmtree(former, ignore_errors=True)
+            members = _members(run)
+            target = folder / "vectors"
+            if not has_vectors(target):
+                write_vectors(target, shards, members.pictures)
+            vectors = open_vectors(target)
+            search = Search(folder, settings, calibration, members.sides(vectors))
+            search.run()
+            _write_pairs(run.pairs_path, search, vectors, stage)
+            stage.count_in = sum(
+                pc.sum(pc.greater_equal(pq.read_table(s, columns=["garment_index"])[0], 0)).as_py() or 0
+                for s in shards
+            )
+            if stage.count_in > len(vectors):
+                stage.fail("no_visible_region", stage.count_in - len(vectors))
+            stage.note(
+                scoring=settings.match.scoring,
+                threshold=search.wanted.threshold,
+                blocks=len(search.blocks),
+                blocks_found=search.found,
+            )
+
+
+@contextlib.contextmanager
+def _told_in_one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; finished blocks are kept") from None
+
+
+# --- items and pictures
+
+
+@dataclass(frozen=True)
+class Members:
+    """Items by their picture.
+
+    ``item_id``: of all items with a picture, ascending; ``picture``: (items,) each one's image hash;
+    ``is_query``, ``is_partner``: (items,) bool. ``pictures``: distinct hashes, in the order of their first
+    item.
+    """
+
+    item_id: pa.Array
+    picture: pa.Array
+    is_query: np.ndarray
+    is_partner: np.ndarray
+    pictures: pa.Array
+
+    def sides(self, vectors: Vectors) -> Sides:
+        """Queries and partners among the pictures that have a garment."""
+        starts = _starts(vectors)
+        known = vectors.sha256.take(starts)
+        number = np.asarray(pc.fill_null(pc.index_in(self.picture, value_set=known), -1)).astype(np.int64)
+        return Sides(
+            self.item_id,
+            _Group.of(number, self.is_query & (number >= 0), len(starts)),
+            _Group.of(number, self.is_partner & (number >= 0), len(starts)),
+        )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Items of each picture: those of picture p are items[start[p] : start[p] + count[p]], ascending."""
+
+    items: np.ndarray
+    start: np.ndarray
+    count: np.ndarray
+
+    @classmethod
+    def of(cls, number: np.ndarray, chosen: np.ndarray, pictures: int) -> _Group:
+        items = np.flatnonzero(chosen)
+        items = items[np.argsort(number[items], kind="stable")]
+        count = np.bincount(number[items], minlength=pictures)
+        return cls(items, np.cumsum(count) - count, count)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Who is compared with whom. Items are numbered in the order of ``item_id``, pictures in that of the
+    vectors."""
+
+    item_id: pa.Array
+    queries: _Group
+    partners: _Group
+
+    @property
+    def symmetric(self) -> bool:
+        """A scan: every item is query and partner."""
+        return np.array_equal(self.queries.items, self.partners.items)
+
+
+def _members(run: RunDirectory) -> Members:
+    items = pq.read_table(run.items_path, columns=["item_id", "image_sha256", "status"])
+    items = items.filter(pc.equal(items["status"], "ok")).sort_by("item_id").combine_chunks()
+    is_query = np.ones(items.num_rows, bool)
+    is_partner = is_query
+    if run.queries_path.exists():
+        originals = pq.read_table(run.queries_path)["item_id"].combine_chunks()
+        is_query = np.asarray(pc.is_in(items["item_id"], value_set=originals))
+        is_partner = ~is_query
+    picture = items["image_sha256"].combine_chunks()
+    return Members(items["item_id"].combine_chunks(), picture, is_query, is_partner, pc.unique(picture))
+
+
+def _starts(vectors: Vectors) -> np.ndarray:
+    """First garment of each picture."""
+    ends = pc.run_end_encode(vectors.sha256).run_ends.to_numpy()
+    return np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.empty(0, np.int64)
+
+
+# --- the search
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker has to know of the search."""
+
+    target: Path
+    scoring: str
+    mirrored: bool
+    region_weights: np.ndarray
+    wanted: Wanted
+    sample: np.ndarray
+    quantile: float
+
+    def block(self, pictures: np.ndarray) -> Block:
+        """The garments of these pictures (ascending), in memory."""
+        vectors, starts = _opened(self.target)
+        stops = np.append(starts[1:], len(vectors))
+        count = stops[pictures] - starts[pictures]
+        block_starts = np.cumsum(count) - count
+        rows = np.repeat(starts[pictures] - block_starts, count) + np.arange(count.sum())
+        garments = self.garments(rows)
+        return Block(
+            features=garments.features,
+            mirrored=_features(vectors.mirrored, rows),
+            presence=garments.presence,
+            weights=garments.weights,
+            garment=vectors.garment[rows],
+            starts=block_starts,
+            picture=pictures,
+        )
+
+    def garments(self, rows: np.ndarray) -> Garments:
+        """Rows of the vectors, in memory."""
+        vectors, starts = _opened(self.target)
+        presence = vectors.presence[rows]
+        # A garment of no known group weighs all regions alike.
+        table = np.concatenate([self.region_weights, np.ones((1, NUM_REGIONS), np.float32)])
+        return Garments(
+            features=_features(vectors.features, rows),
+            presence=presence,
+            weights=table[vectors.group[rows]],
+            picture=np.searchsorted(starts, rows, side="right") - 1,
+        )
+
+
+def _features(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows as float32. Converted once here: from float16 it costs more than comparing."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return features[rows[0] : rows[-1] + 1].astype(np.float32)
+    return features[rows].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(target: Path) -> tuple[Vectors, np.ndarray]:
+    vectors = open_vectors(target)
+    return vectors, _starts(vectors)
+
+
+class _Known:
+    """The best scores of every picture so far, so that later blocks need not write what cannot win."""
+
+    def __init__(self, pictures: int, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._best = np.full((pictures, max(wanted.limit, wanted.best_k)), -np.inf, np.float32)
+
+    def floors(self, pictures: np.ndarray) -> Floors:
+        best = self._best[pictures]
+        return Floors(best[:, -self._wanted.best_k].copy(), best[:, -self._wanted.limit].copy())
+
+    def add(self, query: np.ndarray, score: np.ndarray) -> None:
+        """Take in a block's pairs: of each picture the best ``width`` scores stay, ascending."""
+        width = self._best.shape[1]
+        order = np.lexsort((-score, query))
+        query, score = query[order], score[order]
+        pictures, first, count = np.unique(query, return_index=True, return_counts=True)
+        place = np.arange(len(query)) - np.repeat(first, count)
+        fits = place < width
+        fresh = np.full((len(pictures), int(min(count.max(initial=0), width))), -np.inf, np.float32)
+        fresh[np.repeat(np.arange(len(pictures)), count)[fits], place[fits]] = score[fits]
+        merged = np.concatenate([self._best[pictures], fresh], axis=1)
+        merged.sort(axis=1)
+        self._best[pictures] = merged[:, -width:]
+
+
+class Search:
+    """All blocks of one search, done and to be done, in one folder."""
+
+    def __init__(self, folder: Path, settings: Settings, calibration: Calibration, sides: Sides) -> None:
+        self.folder = folder
+        self.sides = sides
+        self.calibration = calibration
+        chosen = settings.match
+        threshold = calibration.suspect_threshold if chosen.min_score is None else chosen.min_score
+        self.wanted = Wanted(chosen.best_k, threshold, max(chosen.max_pairs_per_item, chosen.best_k))
+        self._settings = settings
+        self._rows = _slices(np.flatnonzero(sides.queries.count), chosen.block_size)
+        self._columns = _slices(np.flatnonzero(sides.partners.count), chosen.block_size)
+        self.blocks = [
+            (i, j)
+            for i in range(len(self._rows))
+            for j in range(len(self._columns))
+            if not sides.symmetric or i <= j
+        ]
+        # The blocks on the diagonal first: they touch every picture, and what they find spares the others
+        # work.
+        self.blocks.sort(key=lambda block: (abs(block[0] - block[1]), block))
+        self.found = sum(self.path(*block).exists() for block in self.blocks)
+        self.job = _Job(
+            target=(folder / "vectors").resolve(),
+            scoring=chosen.scoring,
+            mirrored=chosen.mirrored,
+            region_weights=calibration.weights,
+            wanted=self.wanted,
+            sample=self._sample(chosen.background_size),
+            quantile=chosen.background_quantile,
+        )
+
+    def path(self, i: int, j: int) -> Path:
+        return self.folder / f"block-{i}-{j}.parquet"
+
+    @property
+    def query_blocks(self) -> list[np.ndarray]:
+        """Pictures of each block of queries."""
+        return self._rows
+
+    def _sample(self, size: int) -> np.ndarray:
+        """The first garment of some pictures among the partners: those of the smallest hashes, which are
+        random numbers that do not depend on the catalogue's order."""
+        vectors, starts = _opened((self.folder / "vectors").resolve())
+        rows = starts[np.flatnonzero(self.sides.partners.count)]
+        order = pc.sort_indices(vectors.sha256.take(rows)).to_numpy()
+        return np.sort(rows[order[:size]])
+
+    def run(self) -> None:
+        """Compute what is missing."""
+        known = _Known(len(self.sides.queries.count), self.wanted)
+        missing = []
+        for block in self.blocks:
+            if self.path(*block).exists():
+                self._read_scores(block, known)
+            else:
+                missing.append(block)
+        levels = self.folder / BACKGROUND_FILE
+        with track(len(missing), "match", "blocks") as progress:
+            if len(missing) <= 1:
+                # A start of Ray costs more than one block.
+                for block in missing:
+                    _compute_block(*self._task(block, known))
+                    progress.advance()
+                if not levels.exists():
+                    _compute_background(self.job, levels)
+            else:
+                self._run_on_ray(missing, known, levels, progress.advance)
+
+    def _task(self, block: tuple[int, int], known: _Known) -> tuple[Any, ...]:
+        i, j = block
+        rows, columns = self._rows[i], self._columns[j]
+        backward = known.floors(columns) if self.sides.symmetric and i != j else None
+        return self.job, rows, columns, known.floors(rows), backward, self.path(i, j).resolve()
+
+    def _read_scores(self, block: tuple[int, int], known: _Known) -> None:
+        table = pq.read_table(self.path(*block), columns=["query", "score"])
+        known.add(table["query"].to_numpy(), table["score"].to_numpy())
+
+    def _run_on_ray(
+        self, missing: list[tuple[int, int]], known: _Known, levels: Path, advance: Callable[[], None]
+    ) -> None:
+        init_ray(self._settings)
+        import ray
+
+        as_task: Any = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)
+        compute = as_task(_compute_block)
+        job = ray.put(self.job)
+        running: dict[Any, tuple[int, int] | None] = {}
+        if not levels.exists():
+            running[as_task(_compute_background).remote(job, levels.resolve())] = None
+        waiting = iter(missing)
+        # A few tasks wait at the workers' doors; the rest are told first what earlier ones have found.
+        places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        try:
+            while True:
+                while len(running) < places and (block := next(waiting, None)) is not None:
+                    running[compute.remote(job, *self._task(block, known)[1:])] = block
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1)
+                block = running.pop(done[0])
+                ray.get(done[0])
+                if block is not None:
+                    self._read_scores(block, known)
+                    advance()
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OSError):
+                raise cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"the pair search stopped: {reason}; finished blocks are kept") from error
+
+
+def _slices(pictures: np.ndarray, size: int) -> list[np.ndarray]:
+    return [pictures[start : start + size] for start in range(0, len(pictures), size)]
+
+
+def _compute_block(
+    job: _Job,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    row_floors: Floors,
+    column_floors: Floors | None,
+    target: Path,
+) -> None:
+    """The task: one pair of blocks, committed as ``target``."""
+    left = job.block(rows)
+    right = left if np.array_equal(rows, columns) else job.block(columns)
+    with _one_thread():
+        found = best_pairs(
+            left, right, job.wanted, row_floors, column_floors, scoring=job.scoring, mirrored=job.mirrored
+        )
+    sides = [pairs for pairs in found if pairs is not None]
+    table = pa.concat_tables([_block_table(pairs) for pairs in sides])
+    left_out = sum(pairs.left_out for pairs in sides)
+    _commit(target, table.replace_schema_metadata({"left_out": str(left_out)}))
+
+
+def _compute_background(job: _Job, target: Path) -> None:
+    """The task: level and distinctiveness of every garment."""
+    vectors, _ = _opened(job.target)
+    sample = job.garments(job.sample)
+    size = 4096
+    with _one_thread():
+        parts = [
+            background(
+                job.garments(np.arange(start, min(start + size, len(vectors)))),
+                sample,
+                job.quantile,
+                scoring=job.scoring,
+            )
+            for start in range(0, max(len(vectors), 1), size)
+        ]
+    distinctiveness = np.concatenate([part[1] for part in parts])
+    _commit(
+        target,
+        pa.table(
+            {
+                "image_sha256": vectors.sha256,
+                "garment_index": vectors.garment,
+                "level": np.concatenate([part[0] for part in parts]),
+                **{
+                    f"distinctiveness_{region}": pa.array(distinctiveness[:, r], from_pandas=True)
+                    for r, region in enumerate(REGIONS)
+                },
+            }
+        ),
+    )
+
+
+def _one_thread() -> threadpool_limits:
+    """OpenBLAS splits the small products of a tile among its threads and loses four fifths of its speed."""
+    return threadpool_limits(1, user_api="blas")
+
+
+def _block_table(pairs: Pairs) -> pa.Table:
+    bits = np.packbits(pairs.comparable, axis=1, bitorder="little")[:, 0]
+    columns = [
+        pairs.query,
+        pairs.match,
+        pairs.score,
+        *pairs.cos.T,
+        bits,
+        pairs.mirrored,
+        pairs.query_garment,
+        pairs.match_garment,
+    ]
+    arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, _BLOCK_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=_BLOCK_SCHEMA)
+
+
+def _commit(target: Path, table: pa.Table) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- from pairs of pictures to pairs of items
+
+
+def _write_pairs(target: Path, search: Search, vectors: Vectors, stage: StageRecord) -> None:
+    """pairs.parquet, one block of queries at a time."""
+    levels = pq.read_table(search.folder / BACKGROUND_FILE, columns=["level"])["level"].to_numpy()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    count = left_out = 0
+    try:
+        with pq.ParquetWriter(temporary, PAIR_SCHEMA) as writer:
+            for number, pictures in enumerate(search.query_blocks):
+                table, dropped = _item_pairs(search, number, pictures, vectors, levels)
+                writer.write_table(table)
+                count += table.num_rows
+                left_out += dropped
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    left_out += sum(int(pq.read_schema(search.path(*block)).metadata[b"left_out"]) for block in search.blocks)
+    stage.count_out = count
+    stage.note(pairs_left_out=left_out)
+
+
+@dataclass(frozen=True)
+class _PicturePairs:
+    query: np.ndarray
+    match: np.ndarray
+    score: np.ndarray
+    cos: np.ndarray
+    comparable: np.ndarray
+    mirrored: np.ndarray
+    query_garment: np.ndarray
+    match_garment: np.ndarray
+
+    def take(self, rows: np.ndarray) -> _PicturePairs:
+        return _PicturePairs(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def _item_pairs(
+    search: Search, number: int, pictures: np.ndarray, vectors: Vectors, levels: np.ndarray
+) -> tuple[pa.Table, int]:
+    """Rows of PAIR_SCHEMA for the items of ``pictures``, and how many pairs the limit left out."""
+    wanted, sides = search.wanted, search.sides
+    pairs = _picture_pairs(search, number, pictures)
+    order = np.lexsort((pairs.match, -pairs.score, pairs.query))
+    kept, left_out = _best_of_each(pairs.query[order], pairs.score[order], wanted)
+    pairs = pairs.take(order[kept])
+    pairs = _joined(pairs, _same_picture_pairs(search, pictures))
+
+    # To items: every query item of the one picture with the first partners of the other.
+    partners = np.minimum(sides.partners.count[pairs.match], wanted.limit + 1)
+    combinations = sides.queries.count[pairs.query] * partners
+    skipped = (sides.partners.count[pairs.match] - partners) * sides.queries.count[pairs.query]
+    left_out += int(skipped[pairs.score >= np.float32(wanted.threshold)].sum())
+    row = np.repeat(np.arange(len(combinations)), combinations)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(combinations) - combinations, combinations)
+    query = sides.queries.items[sides.queries.start[pairs.query][row] + within // partners[row]]
+    match_item = sides.partners.items[sides.partners.start[pairs.match][row] + within % partners[row]]
+    others = query != match_item
+    row, query, match_item = row[others], query[others], match_item[others]
+    order = np.lexsort((match_item, -pairs.score[row], query))
+    row, query, match_item = row[order], query[order], match_item[order]
+    kept, dropped = _best_of_each(query, pairs.score[row], wanted)
+    row, query, match_item = row[kept], query[kept], match_item[kept]
+    table = _pair_table(search, pairs.take(row), query, match_item, vectors, levels)
+    return table, left_out + dropped
+
+
+def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> _PicturePairs:
+    """All that the blocks hold for one block of queries."""
+    parts = []
+    for i, j in search.blocks:
+        if number == i or (search.sides.symmetric and number == j):
+            table = pq.read_table(search.path(i, j))
+            query = table["query"].to_numpy()
+            parts.append(table.filter((query >= pictures[0]) & (query <= pictures[-1])))
+    table = pa.concat_tables(parts) if parts else _BLOCK_SCHEMA.empty_table()
+    bits = table["comparable"].to_numpy()[:, None]
+    return _PicturePairs(
+        query=table["query"].to_numpy().astype(np.int64),
+        match=table["match"].to_numpy().astype(np.int64),
+        score=table["score"].to_numpy(),
+        cos=np.stack([table[column].to_numpy() for column in COS_COLUMNS], axis=1),
+        comparable=np.unpackbits(bits, axis=1, count=NUM_REGIONS, bitorder="little").astype(bool),
+        mirrored=table["mirrored"].to_numpy(),
+        query_garment=table["query_garment"].to_numpy(),
+        match_garment=table["match_garment"].to_numpy(),
+    )
+
+
+def _same_picture_pairs(search: Search, pictures: np.ndarray) -> _PicturePairs:
+    """Each picture that several items show, with itself: garment 0 against garment 0."""
+    sides = search.sides
+    several = sides.queries.count[pictures] + sides.partners.count[pictures] > (2 if sides.symmetric else 1)
+    shared = pictures[several & (sides.partners.count[pictures] > 0)]
+    block = search.job.block(shared)
+    rows = np.arange(len(shared))
+    found = rescore(block, block, rows, rows, scoring=search.job.scoring, mirrored=False)
+    return _PicturePairs(*(getattr(found, name) for name in _PicturePairs.__dataclass_fields__))
+
+
+def _joined(first: _PicturePairs, second: _PicturePairs) -> _PicturePairs:
+    names = _PicturePairs.__dataclass_fields__
+    return _PicturePairs(*(np.concatenate([getattr(first, n), getattr(second, n)]) for n in names))
+
+
+def _best_of_each(query: np.ndarray, score: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, int]:
+    """Positions of the pairs that are kept, from pairs sorted by query and rank; how many the limit drops."""
+    first = np.flatnonzero(np.diff(query, prepend=-1))
+    rank = np.arange(len(query)) - np.repeat(first, np.diff(first, append=len(query)))
+    reached = score >= np.float32(wanted.threshold)
+    kept = (rank < wanted.best_k) | (reached & (rank < wanted.limit))
+    return np.flatnonzero(kept), int((reached & ~kept).sum())
+
+
+def _pair_table(
+    search: Search,
+    pairs: _PicturePairs,
+    query: np.ndarray,
+    match_item: np.ndarray,
+    vectors: Vectors,
+    levels: np.ndarray,
+) -> pa.Table:
+    verdict = judge(pairs.cos, pairs.comparable, search.calibration.kept_threshold)
+    # The same picture is the same garment, however little of it can be seen.
+    relation = np.where(pairs.query == pairs.match, IDENTICAL, verdict.relation)
+    first = np.flatnonzero(np.diff(query, prepend=-1))
+    rank = np.arange(len(query)) - np.repeat(first, np.diff(first, append=len(query))) + 1
+    level = (
+        _level(vectors, levels, pairs.query, pairs.query_garment)
+        + _level(vectors, levels, pairs.match, pairs.match_garment)
+    ) / 2
+    columns = {
+        "query_item_id": search.sides.item_id.take(query),
+        "match_item_id": search.sides.item_id.take(match_item),
+        "rank": rank,
+        "score": pairs.score,
+        "relation": _words(RELATIONS, relation),
+        "modified_regions": _modified(verdict.states),
+        **{
+            column: pa.array(pairs.cos[:, r], mask=~pairs.comparable[:, r])
+            for r, column in enumerate(COS_COLUMNS)
+        },
+        "mirrored": pairs.mirrored,
+        "query_garment": pairs.query_garment,
+        "match_garment": pairs.match_garment,
+        **{column: _words(STATES, verdict.states[:, r]) for r, column in enumerate(STATE_COLUMNS)},
+        "normalised_score": normalise(pairs.score, level),
+    }
+    arrays = [
+        value.cast(field.type) if isinstance(value, pa.Array) else pa.array(value).cast(field.type)
+        for field, value in ((field, columns[field.name]) for field in PAIR_SCHEMA)
+    ]
+    return pa.Table.from_arrays(arrays, schema=PAIR_SCHEMA)
+
+
+def normalise(score: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Where a score lies between what the two garments reach with anything (0) and a perfect match (1)."""
+    return ((score - level) / np.maximum(1 - level, np.float32(_LEAST_ROOM))).astype(np.float32)
+
+
+def _level(vectors: Vectors, levels: np.ndarray, picture: np.ndarray, garment: np.ndarray) -> np.ndarray:
+    starts = _starts(vectors)
+    number = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(vectors)))
+    # Garments stand in the order of picture and index; int16 indices fit below the picture's number.
+    key = (number << 16) + vectors.garment
+    return levels[np.searchsorted(key, (picture << 16) + garment)]
+
+
+def _words(names: Sequence[str], codes: np.ndarray) -> pa.Array:
+    return pa.array(names).take(pa.array(codes.astype(np.int32)))
+
+
+def _modified(states: np.ndarray) -> pa.Array:
+    """Names of the changed regions of each pair; there are only 32 different lists."""
+    bits = np.packbits(states == CHANGED, axis=1, bitorder="little")[:, 0]
+    lists = [[name for r, name in enumerate(REGIONS) if code >> r & 1] for code in range(1 << NUM_REGIONS)]
+    return pa.array(lists, pa.list_(pa.string())).take(pa.array(bits.astype(np.int32)))

@@ -1,0 +1,169 @@
+"""Garments as arrays on disk: what the pair search and the index compute with, memory-mapped.
+
+    NAME.features     raw float16 (n, 2, 5, d): features and mirrored features, garment after garment
+    NAME.parquet      one row per garment: image_sha256, garment_index, group, presence; committed last
+
+Parquet stores garments compactly and has no random access, and its shards hold them in the order of
+extraction. Here they stand in an order that the caller chooses, so that a slice is a block and a row number a
+garment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import RunError
+from pipeline.rundir import write_atomically
+from pipeline.schema import pack_presence, unpack_features, unpack_presence
+from psnet.regions import GROUPS, NUM_REGIONS, Presence
+from psnet.similarity import mirrored_presence
+
+_KEYS = ("image_sha256", "garment_index", "group", "presence")
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """n garments. ``n``-long arrays in one order.
+
+    ``sha256``: strings; ``garment``: int16; ``group``: int64 rows of ``psnet.regions.GROUPS``, -1 = none of
+    them;
+    ``presence``: (n, 5) uint8; ``features``, ``mirrored``: (n, 5, d) float16, memory-mapped.
+    """
+
+    sha256: pa.Array
+    garment: np.ndarray
+    group: np.ndarray
+    presence: np.ndarray
+    features: np.ndarray
+    mirrored: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.garment)
+
+
+def write_vectors(target: Path, shards: Sequence[Path], contents: pa.Array | None = None) -> None:
+    """Write the garments of ``shards`` to ``target``.features and ``target``.parquet.
+
+    Garments without a visible region are left out: nothing can be said about them.
+
+    Args:
+        shards: files of GARMENT_SCHEMA.
+        contents: image hashes in the wanted order; images that are not in it are left out. None: all, by
+        hash.
+
+    Raises:
+        RunError: the shards hold features of several lengths, or the disk is full.
+
+    Memory O(keys + one shard).
+    """
+    keys = [pq.read_table(shard, columns=list(_KEYS)) for shard in shards]
+    rows, table = _order(keys, contents)
+    count = table.num_rows
+    dim = _feature_dim(shards)
+    features = target.with_name(f"{target.name}.features")
+    temporary = features.with_name(f".{features.name}.tmp")
+    try:
+        if count:
+            mapped = np.memmap(temporary, np.float16, "w+", shape=(count, 2, NUM_REGIONS, dim))
+            for shard, row in zip(shards, rows, strict=True):
+                wanted = row >= 0
+                if not wanted.any():
+                    continue
+                stored = pq.read_table(shard, columns=["features", "mirrored_features", "presence"])
+                seen = unpack_presence(stored["presence"])[wanted] == Presence.PRESENT
+                for place, name in enumerate(("features", "mirrored_features")):
+                    # A product over a block has no masks: what cannot be seen must be zero.
+                    visible = seen if place == 0 else mirrored_presence(seen)
+                    mapped[row[wanted], place] = unpack_features(stored[name])[wanted] * visible[..., None]
+            mapped.flush()
+            del mapped
+        else:
+            temporary.write_bytes(b"")
+        temporary.replace(features)
+        table = table.replace_schema_metadata({"feature_dim": str(dim)})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        write_atomically(target.with_name(f"{target.name}.parquet"), sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise RunError(f"{features}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_vectors(target: Path) -> Vectors:
+    """What ``write_vectors`` wrote; the features stay on disk until they are read."""
+    table = pq.read_table(target.with_name(f"{target.name}.parquet"))
+    dim = int(table.schema.metadata[b"feature_dim"])
+    shape = (table.num_rows, 2, NUM_REGIONS, dim)
+    if table.num_rows:
+        mapped: np.ndarray = np.memmap(
+            target.with_name(f"{target.name}.features"), np.float16, "r", shape=shape
+        )
+    else:
+        mapped = np.empty(shape, np.float16)
+    return Vectors(
+        sha256=table["image_sha256"].combine_chunks(),
+        garment=table["garment_index"].to_numpy(),
+        group=group_codes(table["group"]),
+        presence=np.array(unpack_presence(table["presence"])),
+        features=mapped[:, 0],
+        mirrored=mapped[:, 1],
+    )
+
+
+def has_vectors(target: Path) -> bool:
+    """Whether ``write_vectors`` has finished for ``target``."""
+    return target.with_name(f"{target.name}.parquet").exists()
+
+
+def group_codes(groups: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Group names to rows of ``psnet.regions.GROUPS``, -1 for anything else."""
+    codes = pc.index_in(groups, value_set=pa.array(GROUPS))
+    return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
+
+
+def _order(keys: Iterable[pa.Table], contents: pa.Array | None) -> tuple[list[np.ndarray], pa.Table]:
+    """Per shard the new row of each of its rows (-1: left out), and the key table in the new order."""
+    parts = list(keys)
+    table = pa.concat_tables(parts) if parts else pa.table({name: [] for name in _KEYS})
+    presence = unpack_presence(table["presence"]) if parts else np.empty((0, NUM_REGIONS), np.uint8)
+    usable = (presence == Presence.PRESENT).any(1)
+    if contents is None:
+        contents = pc.unique(table["image_sha256"]).sort()
+    rank = np.asarray(pc.fill_null(pc.index_in(table["image_sha256"], value_set=contents), -1)).astype(
+        np.int64
+    )
+    usable &= rank >= 0
+    garment = table["garment_index"].to_numpy() if parts else np.empty(0, np.int16)
+    chosen = np.flatnonzero(usable)
+    chosen = chosen[np.lexsort((garment[chosen], rank[chosen]))]
+    row = np.full(table.num_rows, -1, np.int64)
+    row[chosen] = np.arange(len(chosen))
+    ordered = pa.table(
+        {
+            "image_sha256": table["image_sha256"].take(chosen).cast(pa.string()),
+            "garment_index": pa.array(garment[chosen], pa.int16()),
+            "group": table["group"].take(chosen).cast(pa.string()),
+            "presence": pack_presence(presence[chosen]),
+        }
+    )
+    ends = np.cumsum([part.num_rows for part in parts])
+    return np.split(row, ends[:-1]) if parts else [], ordered
+
+
+def _feature_dim(shards: Sequence[Path]) -> int:
+    """d of all shards; 0 without a shard."""
+    widths = {pq.read_schema(shard).field("features").type.byte_width for shard in shards}
+    if len(widths) > 1:
+        raise RunError(
+            f"{shards[0].parent}: holds features of several lengths ({sorted(widths)} bytes); "
+            "run extract again"
+        )
+    return (widths.pop() if widths else 0) // (2 * NUM_REGIONS)
