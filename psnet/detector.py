@@ -73,7 +73,7 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
         box_roi_pool=MultiScaleRoIAlign(featmap_names=names, output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(backbone.out_channels * 49, config.head_width),
         box_predictor=_BoxPredictor(config.head_width, len(CATEGORIES) + 1),
-        box_batch_size_per_image=64,
+        box_batch_size_per_image=24,
         box_detections_per_img=10,
         box_score_thresh=0.05,
         box_nms_thresh=0.45,

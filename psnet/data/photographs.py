@@ -1,7 +1,7 @@
 """Hand-labelled garment photographs in the layout of ``clothing/labels.jsonl``, and their cut-out masks.
 
 One JSON object a line: ``image`` (path relative to the file), ``split``, ``category`` (a DeepFashion2 name),
-``bbox`` and ``regions`` as xyxy in pixels, ``landmarks`` as [x, y, v] with v = 2 visible, 1 estimated, 0 absent.
+optional ``mask`` (a PNG, 255 on the garment), ``bbox`` and ``regions`` as xyxy in pixels, ``landmarks`` as [x, y, v] with v = 2 visible, 1 estimated, 0 absent.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def read_labels(
                 landmarks=np.asarray([row["landmarks"][name] or (0, 0, 0) for name in names], np.float32),
                 region_boxes=boxes,
                 upright=bool(row.get("upright", True)),
+                mask_path=path.parent / row["mask"] if row.get("mask") else None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not a garment label ({error})") from error
@@ -163,16 +164,18 @@ def _write_mask(job: tuple[LabelledGarment, Path]) -> bool:
 def with_masks(garments: Iterable[LabelledGarment], cache: Path, workers: int = 1) -> list[LabelledGarment]:
     """Cut every garment out of its photograph, once: masks are PNG files in ``cache``, one per photograph.
 
-    A rejected cut-out leaves a 1 × 1 file, so that it is not tried again, and ``mask_path`` stays None.
+    A rejected cut-out leaves a 1 × 1 file, so that it is not tried again, and ``mask_path`` stays None. Garments
+    that came with a mask (rendered ones) keep it.
     """
     cache.mkdir(parents=True, exist_ok=True)
     garments = list(garments)
+    kept = [g for g in garments if g.mask_path is not None]
+    garments = [g for g in garments if g.mask_path is None]
     paths = [cache / f"{g.image_path.stem}.png" for g in garments]
     jobs = [(g, p) for g, p in zip(garments, paths, strict=True) if not p.exists()]
     if jobs:
         with ProcessPoolExecutor(max_workers=workers) as pool:
             list(pool.map(_write_mask, jobs, chunksize=8))
-    kept = []
     for garment, path in zip(garments, paths, strict=True):
         with Image.open(path) as image:
             kept.append(replace(garment, mask_path=path if image.width > 1 else None))

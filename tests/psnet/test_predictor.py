@@ -1,0 +1,124 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from psnet.model import PSNet, PSNetConfig
+from psnet.predictor import Predictor
+from psnet.regions import MIRROR, Presence
+from psnet.weights import WeightsError, load_psnet, model_tag, save_psnet
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    save_psnet(PSNet(PSNetConfig.tiny()), folder)
+    return folder
+
+
+def pictures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        rng.integers(0, 256, (int(rng.integers(80, 140)), int(rng.integers(80, 140)), 3), dtype=np.uint8)
+        for _ in range(count)
+    ]
+
+
+def test_garments_are_well_formed(tiny):
+    predictor = Predictor.load(tiny, "cpu", min_score=0.0, max_garments=2)
+    for image, garments in zip(pictures(3), predictor.predict(pictures(3)), strict=True):
+        assert 0 < len(garments) <= 2
+        height, width = image.shape[:2]
+        for g in garments:
+            assert (g.box >= 0).all() and (g.box <= [width, height, width, height]).all()
+            assert g.landmarks.shape == (11, 3) and g.region_boxes.shape == (5, 4)
+            norms = np.linalg.norm(g.features, axis=-1)
+            np.testing.assert_allclose(norms, g.presence == Presence.PRESENT, atol=1e-5)
+            np.testing.assert_allclose(
+                np.linalg.norm(g.mirrored_features, axis=-1), norms[list(MIRROR)], atol=1e-5
+            )
+
+
+def test_results_do_not_depend_on_the_batch(tiny):
+    images = pictures(5)
+    together = Predictor.load(tiny, "cpu", min_score=0.0, batch=16).predict(images)
+    alone = [Predictor.load(tiny, "cpu", min_score=0.0, batch=1).predict([image])[0] for image in images]
+    for one, other in zip(together, alone, strict=True):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a.box, b.box, atol=1e-3)
+            np.testing.assert_allclose(a.features, b.features, atol=1e-4)
+
+
+@pytest.mark.parametrize("retrieval", ["crop", "roi"])
+def test_mirrored_features_are_those_of_the_flipped_picture(tmp_path, retrieval):
+    torch.manual_seed(0)
+    config = dataclasses.replace(PSNetConfig.tiny(), retrieval=retrieval)
+    save_psnet(PSNet(config), tmp_path)
+    predictor = Predictor.load(tmp_path, "cpu", min_score=0.0, max_garments=1)
+    picture = pictures(1)[0]
+    garment = predictor.predict([picture])[0][0]
+    # The branch itself, on the flipped picture with the boxes flipped along: the detector is left out of it.
+    from PIL import Image
+
+    from psnet.crops import cut_regions, to_tensor
+
+    if retrieval == "crop":
+        width = picture.shape[1]
+        boxes = garment.region_boxes[list(MIRROR)]
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], -1)
+        cut = cut_regions(Image.fromarray(np.ascontiguousarray(picture[:, ::-1])), boxes, config.region_side)
+        with torch.inference_mode():
+            expected = predictor.model.retrieval(to_tensor(cut)[None])[0].numpy()
+        seen = (garment.presence == Presence.PRESENT)[list(MIRROR)]
+        np.testing.assert_allclose(garment.mirrored_features, expected * seen[:, None], atol=5e-3)
+    assert garment.mirrored_features.shape == (5, config.feature_dim)
+
+
+def test_saving_and_loading_keeps_the_function(tiny):
+    model, again = load_psnet(tiny), load_psnet(tiny)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model.landmarks(x).heatmaps, again.landmarks(x).heatmaps)
+    assert model_tag(tiny) == model_tag(tiny) and model_tag(tiny).startswith("psnet-")
+
+
+def test_tag_follows_the_weights_not_the_calibration(tiny, tmp_path):
+    model = load_psnet(tiny)
+    save_psnet(model, tmp_path, {"calibration": {}})
+    assert model_tag(tmp_path) == model_tag(tiny)
+    with torch.no_grad():
+        model.retrieval.stem[0].weight += 0.1
+    save_psnet(model, tmp_path)
+    assert model_tag(tmp_path) != model_tag(tiny)
+
+
+def test_weights_of_another_model_give_one_clear_line(tiny, tmp_path):
+    save_psnet(load_psnet(tiny), tmp_path)
+    other = dataclasses.replace(PSNetConfig.tiny(), feature_dim=24)
+    description = json.loads((tmp_path / "model.json").read_text())
+    description["config"]["feature_dim"] = other.feature_dim
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match="retrieval.safetensors.*another model") as caught:
+        load_psnet(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: (d / "detector.safetensors").unlink(), "detector.safetensors missing"),
+        (lambda d: (d / "landmarks.safetensors").write_bytes(b"not weights"), "damaged"),
+        (lambda d: (d / "model.json").write_text("{"), "cannot be read"),
+        (lambda d: (d / "model.json").write_text('{"format": 99}'), "format 99"),
+    ],
+)
+def test_damaged_weights_give_one_clear_line(tiny, tmp_path, change, message):
+    save_psnet(load_psnet(tiny), tmp_path)
+    change(tmp_path)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_psnet(tmp_path)
+    assert "\n" not in str(caught.value)

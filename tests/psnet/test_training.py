@@ -1,0 +1,141 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from psnet.model import PSNetConfig
+from psnet.predictor import Predictor
+from psnet.render.labels import write_labels
+from psnet.train.__main__ import main
+from psnet.train.loop import LoopSettings, fit
+from psnet.train.retrieval import region_contrast, region_triplet
+
+
+class Line:
+    """Noisy points of y = 3 x - 1; sample i depends on i alone."""
+
+    def sample(self, index):
+        rng = np.random.default_rng(index)
+        x = rng.standard_normal(1).astype(np.float32)
+        return {
+            "x": torch.from_numpy(x),
+            "y": torch.from_numpy(3 * x - 1 + 0.01 * rng.standard_normal(1).astype(np.float32)),
+        }
+
+
+def line_loss(model, batch):
+    return {"error": (model(batch["x"]) - batch["y"]).square().mean()}
+
+
+SETTINGS = LoopSettings(
+    steps=60,
+    batch=8,
+    learning_rate=0.2,
+    weight_decay=0.0,
+    warmup=5,
+    average=0.9,
+    workers=0,
+    device="cpu",
+    checkpoint_every=20,
+)
+
+
+def line_model():
+    torch.manual_seed(0)
+    return nn.Linear(1, 1)
+
+
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path):
+    whole = fit(line_model(), Line(), line_loss, tmp_path / "whole", SETTINGS)
+
+    class Killed(Exception):
+        pass
+
+    def dies(model, batch):
+        dies.calls += 1
+        if dies.calls == 33:
+            raise Killed
+        return line_loss(model, batch)
+
+    dies.calls = 0
+    with pytest.raises(Killed):
+        fit(line_model(), Line(), dies, tmp_path / "killed", SETTINGS)
+    resumed = fit(line_model(), Line(), line_loss, tmp_path / "killed", SETTINGS)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert abs(float(whole.weight) - 3) < 0.1 and abs(float(whole.bias) + 1) < 0.1
+
+
+def plain_contrast(features, design, temperature):
+    """The loss of one region, written as the paper of Khosla et al. has it."""
+    items = [
+        (i, int(design[i, v]), features[i, v])
+        for i in range(len(design))
+        for v in range(design.shape[1])
+        if design[i, v] >= 0
+    ]
+    total, count = 0.0, 0
+    for a, (i, k, f) in enumerate(items):
+        others = [(j, m, g) for b, (j, m, g) in enumerate(items) if b != a]
+        below = torch.logsumexp(torch.stack([f @ g / temperature for _, _, g in others]), 0)
+        positive = [f @ g / temperature - below for j, m, g in others if (j, m) == (i, k)]
+        if positive:
+            total += -float(torch.stack(positive).mean())
+            count += 1
+    return total / count
+
+
+def test_contrast_equals_the_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    features = nn.functional.normalize(torch.randn(4, 3, 5, 8, generator=generator), dim=-1)
+    design = torch.tensor([[0, 0, 1], [0, 0, 0], [0, -1, 1], [0, 0, -1]]).unsqueeze(-1).expand(4, 3, 5)
+    expected = np.mean([plain_contrast(features[:, :, r], design[:, :, r], 0.2) for r in range(5)])
+    assert float(region_contrast(features, design, 0.2)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_triplet_is_zero_when_every_design_is_far_from_the_others():
+    features = torch.eye(6).reshape(6, 1, 1, 6).expand(6, 3, 5, 6)
+    design = torch.zeros(6, 3, 5, dtype=torch.long)
+    assert float(region_triplet(features, design, 0.5)) == 0
+    design[:, 2] = (
+        1  # the edited view looks exactly like the original: the hardest negative sits on the anchor
+    )
+    assert float(region_triplet(features, design, 0.5)) == pytest.approx(5 * 0.5, abs=0.05)
+
+
+def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
+    labels = write_labels(tmp_path / "rendered", 12, seed=1)
+    tiny = PSNetConfig.tiny()
+    config = {
+        "labels": [str(labels)],
+        "masks": str(tmp_path / "masks"),
+        "out": str(tmp_path / "out"),
+        "holdout": 4,
+        "workers": 0,
+        "device": "cpu",
+        "model": dataclasses.asdict(tiny),
+        **{
+            part: {"steps": 2, "batch": 4, "warmup": 1, "checkpoint_every": 2}
+            for part in ("detector", "landmarks", "retrieval")
+        },
+    }
+    (tmp_path / "train.yaml").write_text(json.dumps(config))
+    for part in ("detector", "landmarks", "retrieval"):
+        assert main([part, "--config", str(tmp_path / "train.yaml")]) == 0
+        assert (tmp_path / "out" / f"{part}.safetensors").exists()
+    assert main(["calibration", "--config", str(tmp_path / "train.yaml")]) in (
+        0,
+        2,
+    )  # two steps may find no garment at all
+    assert Predictor.load(tmp_path / "out", "cpu").tag.startswith("psnet-")
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert main(["retrieval", "--set", "labels=[]", "--set", f"out={tmp_path}"]) == 2
+    assert main(["retrieval", "--set", "stepz=3"]) == 2
+    assert main(["retrieval", "--set", f"labels=[{tmp_path}/none.jsonl]", "--set", f"out={tmp_path}"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3 and all(line.startswith("psnet train: ") for line in lines)

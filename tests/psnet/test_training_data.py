@@ -1,0 +1,101 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from psnet.data.edits import KINDS, PART_REGIONS, edit_region, region_mask, sample_parts
+from psnet.data.photographs import read_labels, with_masks
+from psnet.data.rephotograph import CameraRange, Subject, rephotograph
+from psnet.regions import MIRROR, REGIONS
+from psnet.render.labels import write_labels
+from psnet.taxonomy import Taxonomy
+from psnet.train.landmarks import subject_of
+from psnet.train.retrieval import RetrievalSamples, edited_regions, mirror_subject
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rendered")
+    return with_masks(read_labels(write_labels(folder, 6, seed=3)), folder / "cache")
+
+
+def test_labels_survive_the_file(garments):
+    assert len(garments) == 6
+    for garment in garments:
+        height, width = garment.read().shape[:2]
+        assert garment.read_mask().shape == (height, width)
+        assert garment.absent[[0, 3, 4]].sum() == 0
+        assert garment.absent[1:3].all() == ("sleeve" not in garment.category)
+
+
+def test_a_line_that_is_no_label_is_named(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps({"image": "a.jpg"}) + "\n")
+    with pytest.raises(ValueError, match="line 1"):
+        read_labels(path)
+
+
+def test_an_edit_changes_its_region_and_nothing_outside_it(garments):
+    subject, donor = subject_of(garments[0]), subject_of(garments[1])
+    for part, kinds in KINDS.items():
+        for kind in kinds:
+            for region in PART_REGIONS[part]:
+                if kind == "shorten" or np.isnan(subject.region_boxes[REGIONS.index(region), 0]):
+                    continue
+                edited = edit_region(subject, region, kind, np.random.default_rng(1), donor)
+                difference = np.abs(edited.pixels.astype(int) - subject.pixels).max(-1)
+                outside = region_mask(subject, region) < 0.004
+                assert difference[outside].max(initial=0) <= 1, (region, kind)
+
+
+def test_shortening_takes_the_hem_off(garments):
+    subject = subject_of(garments[0])
+    shorter = edit_region(subject, "waist", "shorten", np.random.default_rng(0))
+    assert shorter.box[3] < subject.box[3]
+    assert shorter.region_boxes[4, 3] < subject.region_boxes[4, 3]
+    assert edited_regions(subject, shorter, ["waist"]).tolist() == [0, 0, 0, 0, 1]
+
+
+def test_parts_follow_table_1():
+    rng = np.random.default_rng(0)
+    drawn = [sample_parts("T-shirts", 1, rng)[0] for _ in range(2000)]
+    assert abs(drawn.count("chest") / 2000 - 0.72) < 0.04
+    assert all("sleeves" not in sample_parts("dress", 3, rng, sleeveless=True) for _ in range(50))
+
+
+def test_mirroring_twice_is_nothing(garments):
+    swap = Taxonomy.load("clothing11").swap
+    subject = subject_of(garments[0])
+    twice = mirror_subject(mirror_subject(subject, swap), swap)
+    np.testing.assert_array_equal(twice.pixels, subject.pixels)
+    np.testing.assert_allclose(twice.landmarks, subject.landmarks, atol=1e-3)
+    np.testing.assert_allclose(twice.region_boxes, subject.region_boxes, atol=1e-3)
+
+
+def test_labels_follow_the_camera():
+    # A bright spot stays under its landmark, whatever the camera does.
+    pixels = np.zeros((200, 150, 3), np.uint8)
+    Image.Image.paste(image := Image.fromarray(pixels), (255, 255, 255), (70, 90, 81, 101))
+    points = np.zeros((11, 3), np.float32)
+    points[:] = [75.5, 95.5, 2]
+    boxes = np.tile(np.array([60, 80, 91, 111], np.float32), (5, 1))
+    subject = Subject(np.asarray(image), None, np.array([10, 10, 140, 190], np.float32), points, boxes)
+    camera = CameraRange(side=200, new_background=0, colour=0, light=0, blur=0, occlusion=0, fill=(0.7, 0.9))
+    for seed in range(12):
+        view = rephotograph(
+            subject, np.random.default_rng(seed), camera, swap=Taxonomy.load("clothing11").swap
+        )
+        ys, xs = np.nonzero(view.pixels.max(-1) > 150)
+        middle = np.array([xs.mean() + 0.5, ys.mean() + 0.5])
+        assert np.linalg.norm(middle - view.landmarks[0, :2]) < 1.5, seed
+        box = view.region_boxes[MIRROR[1]]
+        assert box[0] < middle[0] < box[2] and box[1] < middle[1] < box[3]
+
+
+def test_samples_depend_on_seed_and_index_alone(garments):
+    one, two = RetrievalSamples(garments, 5, 32).sample(17), RetrievalSamples(garments, 5, 32).sample(17)
+    assert all((one[k] == two[k]).all() for k in one)
+    other = RetrievalSamples(garments, 6, 32).sample(17)
+    assert (one["regions"] != other["regions"]).any()
+    assert one["design"].shape == (3, 5) and set(one["design"].unique().tolist()) <= {-1, 0, 1}
