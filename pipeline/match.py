@@ -11,12 +11,13 @@ be told without the other blocks; what those have found already only spares a ta
 cannot win.
 
 In a sweep the originals are the queries and all other items the partners; pairs among the originals, or among
-the others, are not looked at.
+the others, are not looked at. It goes through the index where that is an approximate one (a choice for
+catalogues beyond exact reach). A flat one would do the same work ten times over, a query for each three
+regions.
 
 Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
 identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
-queries + block) beside
-``max_pairs_per_item`` scores per picture.
+queries + block) beside ``max_pairs_per_item`` scores per picture.
 """
 
 from __future__ import annotations
@@ -45,7 +46,14 @@ from pipeline.rundir import RunDirectory, StageRecord, inputs_digest
 from pipeline.runtime import init_ray
 from pipeline.schema import COS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
-from pipeline.vectors import Vectors, has_vectors, open_vectors, write_vectors
+from pipeline.vectors import (
+    Vectors,
+    garment_count,
+    has_vectors,
+    open_vectors,
+    remove_vectors,
+    write_vectors,
+)
 from psnet.config import digest
 from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
@@ -56,6 +64,8 @@ BACKGROUND_FILE = "background.parquet"
 # Normalised scores divide by what is left between background and a perfect match; a level close to 1 leaves
 # nothing.
 _LEAST_ROOM = 0.05
+# The candidates' garments of a block of queries are held in memory, some 10 KB each.
+_QUERIES_PER_INDEX_BLOCK = 64
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
 _TASK_RETRIES = 5
 
@@ -86,12 +96,14 @@ def match(run: RunDirectory, settings: Settings) -> None:
     originals = ""
     if run.queries_path.exists():
         originals = inputs_digest(*pq.read_table(run.queries_path)["item_id"].to_pylist())
+    through_index = bool(originals) and settings.index.factory != "Flat"
     inputs = inputs_digest(
         run.require("crawl"),
         run.require("extract"),
         originals,
         digest(settings.match, results_only=True),
         calibration.to_json(),
+        run.require("index") if through_index else "",
     )
     with run.stage("match", inputs, [run.pairs_path]) as stage:
         if stage.finished:
@@ -108,13 +120,12 @@ def match(run: RunDirectory, settings: Settings) -> None:
             if not has_vectors(target):
                 write_vectors(target, shards, members.pictures)
             vectors = open_vectors(target)
-            search = Search(folder, settings, calibration, members.sides(vectors))
+            index_of = run if through_index else None
+            search = Search(folder, settings, calibration, members.sides(vectors), index_of)
             search.run()
             _write_pairs(run.pairs_path, search, vectors, stage)
-            stage.count_in = sum(
-                pc.sum(pc.greater_equal(pq.read_table(s, columns=["garment_index"])[0], 0)).as_py() or 0
-                for s in shards
-            )
+            remove_vectors(target)
+            stage.count_in = sum(garment_count(shard, members.pictures) for shard in shards)
             if stage.count_in > len(vectors):
                 stage.fail("no_visible_region", stage.count_in - len(vectors))
             stage.note(
@@ -122,6 +133,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 threshold=search.wanted.threshold,
                 blocks=len(search.blocks),
                 blocks_found=search.found,
+                exact=not through_index,
             )
 
 
@@ -302,16 +314,29 @@ class _Known:
 class Search:
     """All blocks of one search, done and to be done, in one folder."""
 
-    def __init__(self, folder: Path, settings: Settings, calibration: Calibration, sides: Sides) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        calibration: Calibration,
+        sides: Sides,
+        index_of: RunDirectory | None = None,
+    ) -> None:
+        """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared."""
         self.folder = folder
+        self._index_of = index_of
         self.sides = sides
         self.calibration = calibration
         chosen = settings.match
         threshold = calibration.suspect_threshold if chosen.min_score is None else chosen.min_score
         self.wanted = Wanted(chosen.best_k, threshold, max(chosen.max_pairs_per_item, chosen.best_k))
         self._settings = settings
-        self._rows = _slices(np.flatnonzero(sides.queries.count), chosen.block_size)
-        self._columns = _slices(np.flatnonzero(sides.partners.count), chosen.block_size)
+        queries, partners = np.flatnonzero(sides.queries.count), np.flatnonzero(sides.partners.count)
+        if index_of is None:
+            self._rows = _slices(queries, chosen.block_size)
+            self._columns = _slices(partners, chosen.block_size)
+        else:
+            self._rows, self._columns = _slices(queries, _QUERIES_PER_INDEX_BLOCK), [partners]
         self.blocks = [
             (i, j)
             for i in range(len(self._rows))
@@ -359,7 +384,11 @@ class Search:
                 missing.append(block)
         levels = self.folder / BACKGROUND_FILE
         with track(len(missing), "match", "blocks") as progress:
-            if len(missing) <= 1:
+            if self._index_of is not None:
+                self._ask_index(self._index_of, missing, progress.advance)
+                if not levels.exists():
+                    _compute_background(self.job, levels)
+            elif len(missing) <= 1:
                 # A start of Ray costs more than one block.
                 for block in missing:
                     _compute_block(*self._task(block, known))
@@ -378,6 +407,47 @@ class Search:
     def _read_scores(self, block: tuple[int, int], known: _Known) -> None:
         table = pq.read_table(self.path(*block), columns=["query", "score"])
         known.add(table["query"].to_numpy(), table["score"].to_numpy())
+
+    def _ask_index(
+        self, run: RunDirectory, missing: list[tuple[int, int]], advance: Callable[[], None]
+    ) -> None:
+        # FAISS is large, and an exact search does without it.
+        from pipeline.index import open_index
+
+        index = open_index(run)
+        vectors, starts = _opened(self.job.target)
+        pictures = vectors.sha256.take(starts)
+        numbers = [
+            np.asarray(pc.fill_null(pc.index_in(sha256, value_set=pictures), -1)).astype(np.int64)
+            for sha256, _ in index.keys()
+        ]
+        is_partner = self.sides.partners.count > 0
+        allowed = [np.flatnonzero((number >= 0) & is_partner[number]) for number in numbers]
+        for i, j in missing:
+            block = self.job.block(self._rows[i])
+            found = index.candidates(
+                block.features,
+                block.presence,
+                block.weights,
+                self.wanted.limit,
+                mirrored_features=block.mirrored if self.job.mirrored else None,
+                scoring=self.job.scoring,
+                allowed=allowed,
+            )
+            match_picture = np.empty(len(found.row), np.int64)
+            for shard, number in enumerate(numbers):
+                here = found.shard == shard
+                match_picture[here] = number[found.row[here]]
+            query = np.searchsorted(block.starts, found.query, side="right") - 1
+            others = block.picture[query] != match_picture
+            query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
+            partners = self.job.block(np.unique(match_picture))
+            place = np.searchsorted(partners.picture, match_picture)
+            pairs = rescore(
+                block, partners, query, place, scoring=self.job.scoring, mirrored=self.job.mirrored
+            )
+            _commit_block(self.path(i, j), [pairs])
+            advance()
 
     def _run_on_ray(
         self, missing: list[tuple[int, int]], known: _Known, levels: Path, advance: Callable[[], None]
@@ -435,10 +505,7 @@ def _compute_block(
         found = best_pairs(
             left, right, job.wanted, row_floors, column_floors, scoring=job.scoring, mirrored=job.mirrored
         )
-    sides = [pairs for pairs in found if pairs is not None]
-    table = pa.concat_tables([_block_table(pairs) for pairs in sides])
-    left_out = sum(pairs.left_out for pairs in sides)
-    _commit(target, table.replace_schema_metadata({"left_out": str(left_out)}))
+    _commit_block(target, [pairs for pairs in found if pairs is not None])
 
 
 def _compute_background(job: _Job, target: Path) -> None:
@@ -476,6 +543,12 @@ def _compute_background(job: _Job, target: Path) -> None:
 def _one_thread() -> threadpool_limits:
     """OpenBLAS splits the small products of a tile among its threads and loses four fifths of its speed."""
     return threadpool_limits(1, user_api="blas")
+
+
+def _commit_block(target: Path, sides: Sequence[Pairs]) -> None:
+    table = pa.concat_tables([_block_table(pairs) for pairs in sides])
+    left_out = sum(pairs.left_out for pairs in sides)
+    _commit(target, table.replace_schema_metadata({"left_out": str(left_out)}))
 
 
 def _block_table(pairs: Pairs) -> pa.Table:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.rundir import write_atomically
-from pipeline.schema import pack_presence, unpack_features, unpack_presence
+from pipeline.schema import NO_GARMENT_INDEX, pack_presence, unpack_features, unpack_presence
 from psnet.regions import GROUPS, NUM_REGIONS, Presence
 from psnet.similarity import mirrored_presence
 
@@ -121,6 +121,22 @@ def open_vectors(target: Path) -> Vectors:
 def has_vectors(target: Path) -> bool:
     """Whether ``write_vectors`` has finished for ``target``."""
     return target.with_name(f"{target.name}.parquet").exists()
+
+
+def remove_vectors(target: Path) -> None:
+    """Undo ``write_vectors``: its files take as much room as the garments."""
+    target.with_name(f"{target.name}.parquet").unlink(missing_ok=True)
+    target.with_name(f"{target.name}.features").unlink(missing_ok=True)
+
+
+def garment_count(shard: Path, contents: pa.Array | None = None) -> int:
+    """Number of garments in a file of GARMENT_SCHEMA; of those pictures only, where ``contents`` are
+    given."""
+    table = pq.read_table(shard, columns=["image_sha256", "garment_index"])
+    chosen = pc.not_equal(table["garment_index"], NO_GARMENT_INDEX)
+    if contents is not None:
+        chosen = pc.and_(chosen, pc.is_in(table["image_sha256"], value_set=contents))
+    return pc.sum(chosen).as_py() or 0
 
 
 def group_codes(groups: pa.Array | pa.ChunkedArray) -> np.ndarray:
