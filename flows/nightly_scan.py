@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import tasks
-from pipeline.catalogue import read_catalogue
-from pipeline.scan import begin
+from pipeline.catalogue import catalogue_digest, read_catalogue
+from pipeline.rundir import begin_run
 from pipeline.settings import load_settings
 
 
@@ -29,7 +29,7 @@ def nightly_scan(
     """
     settings = load_settings(config, overrides)
     items = read_catalogue(catalogue)
-    run = begin(out, settings, catalogue=catalogue, table=items)
+    run = begin_run(out, settings, catalogue, catalogue_digest(items))
     with run.lock():
         tasks.crawl(run, items, settings)
         tasks.extract(run, settings)

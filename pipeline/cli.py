@@ -171,12 +171,12 @@ def crawl(
     psnet crawl catalogue.csv --out runs/tonight --set crawl.per_host_limit=2
     """
     settings = _settings(config, overrides)
-    from pipeline.catalogue import read_catalogue
+    from pipeline.catalogue import catalogue_digest, read_catalogue
     from pipeline.crawl import crawl as run_crawl
-    from pipeline.scan import begin
+    from pipeline.rundir import begin_run
 
     table = read_catalogue(catalogue)
-    run = begin(out, settings, catalogue=catalogue, table=table)
+    run = begin_run(out, settings, catalogue, catalogue_digest(table))
     run_crawl(run, table, settings)
     _summarise(run)
 
@@ -247,7 +247,9 @@ def report(run: RunArgument, config: ConfigOption = None, overrides: SetOption =
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the catalogue and the run.")],
-    garments: Annotated[int, typer.Option(min=10, help="Designs to draw.")] = 300,
+    garments: Annotated[
+        int, typer.Option(min=15, help="Photographs to draw, planted copies included.")
+    ] = 300,
     seed: Annotated[int, typer.Option(help="Another seed draws another catalogue.")] = 0,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -360,8 +362,10 @@ def _demo_catalogue(out: Path, garments: int, seed: int) -> Path:
     if not catalogue.exists():
         from psnet.render.catalogue import write_demo_catalogue
 
-        print(f"drawing {garments} garments and their copies into {folder}", file=sys.stderr)
-        catalogue = write_demo_catalogue(folder, garments=garments, seed=seed)
+        print(f"drawing {garments} photographs into {folder}", file=sys.stderr)
+        catalogue = write_demo_catalogue(
+            folder, garments=garments, seed=seed, workers=len(os.sched_getaffinity(0))
+        )
     return catalogue
 
 

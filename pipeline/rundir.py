@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import RunError, UserError
+from pipeline.settings import Settings
+from psnet.config import as_dict, digest
 
 LAYOUT_VERSION = 1
 """Changes when a newer psnet could no longer read an older run directory."""
@@ -348,6 +350,34 @@ class RunDirectory:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+
+
+def begin_run(
+    out: str | os.PathLike[str],
+    settings: Settings,
+    catalogue: str | os.PathLike[str],
+    input_digest: str,
+    against: str | os.PathLike[str] | None = None,
+) -> RunDirectory:
+    """The run directory for a scan (or, with ``against``, a sweep), with what is to be done in its record.
+
+    Raises:
+        UserError: ``out`` is no run directory, or one of the other kind.
+    """
+    run = RunDirectory(out)
+    kind = "scan" if against is None else "sweep"
+    former = run.read().get("kind", kind)
+    if former != kind:
+        raise UserError(f"{run.path}: holds a {former}, not a {kind}; name another --out")
+    run.update(
+        kind=kind,
+        catalogue=str(catalogue),
+        **({} if against is None else {"against": str(against)}),
+        input_digest=input_digest,
+        config_digest=digest(settings),
+        config=as_dict(settings),
+    )
+    return run
 
 
 def inputs_digest(*parts: str) -> str:

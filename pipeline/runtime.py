@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,9 +72,11 @@ def init_ray(settings: Settings) -> None:
 
     if ray.is_initialized():
         return
+    address = settings.ray.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     workers_too = settings.log_level == "debug"
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    address = settings.ray.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=workers_too)
@@ -93,6 +97,20 @@ def init_ray(settings: Settings) -> None:
     # Ray puts its own handler there, under which the program would end without a word.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself knocks at a wrong address for minutes, and says so in pages."""
+    from pipeline.errors import RunError
+
+    host_and_port = re.fullmatch(r"(?:ray://)?\[?([^\[\]]+?)\]?:(\d+)", address)
+    if host_and_port is None:  # "auto", or a scheme that only Ray knows
+        return
+    try:
+        socket.create_connection((host_and_port[1], int(host_and_port[2])), timeout=10).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"cannot join the Ray cluster at {address}: {reason}; see ray.address") from None
 
 
 def _object_store_bytes(megabytes: int) -> int:

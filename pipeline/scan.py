@@ -18,10 +18,9 @@ from pipeline.index import build_index
 from pipeline.judge import judge
 from pipeline.match import match
 from pipeline.report import report
-from pipeline.rundir import RunDirectory
+from pipeline.rundir import RunDirectory, begin_run
 from pipeline.schema import CATALOGUE_SCHEMA
 from pipeline.settings import Settings
-from psnet.config import as_dict, digest
 
 AnyPath = str | os.PathLike[str]
 
@@ -34,7 +33,7 @@ def scan(catalogue: AnyPath, out: AnyPath, settings: Settings) -> RunDirectory:
         RunError: a stage failed; what is finished is kept.
     """
     items = read_catalogue(catalogue)
-    run = begin(out, settings, catalogue=catalogue, table=items)
+    run = begin_run(out, settings, catalogue, catalogue_digest(items))
     with run.lock():
         crawl(run, items, settings)
         _screen(run, settings)
@@ -55,7 +54,7 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
     earlier = _earlier_run(against)
     others = read_catalogue(against) if earlier is None else _fetched_items(earlier)
     items = _joined(queries, others)
-    run = begin(out, settings, catalogue=originals, against=against, table=items)
+    run = begin_run(out, settings, originals, catalogue_digest(items), against)
     with run.lock():
         run.queries_path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(queries.select(["item_id"]), run.queries_path)
@@ -63,30 +62,6 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
             _take_over_garments(earlier, run)
         crawl(run, items, settings)
         _screen(run, settings)
-    return run
-
-
-def begin(
-    out: AnyPath, settings: Settings, *, catalogue: AnyPath, table: pa.Table, against: AnyPath | None = None
-) -> RunDirectory:
-    """The run directory for a scan (or, with ``against``, a sweep), with what is to be done in its record.
-
-    Raises:
-        UserError: ``out`` is no run directory, or one of the other kind.
-    """
-    run = RunDirectory(out)
-    kind = "scan" if against is None else "sweep"
-    former = run.read().get("kind", kind)
-    if former != kind:
-        raise UserError(f"{run.path}: holds a {former}, not a {kind}; name another --out")
-    run.update(
-        kind=kind,
-        catalogue=str(catalogue),
-        **({} if against is None else {"against": str(against)}),
-        input_digest=catalogue_digest(table),
-        config_digest=digest(settings),
-        config=as_dict(settings),
-    )
     return run
 
 
