@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class LandmarkAttention(nn.Module):
     """A = sigmoid(conv(concat(F, M))) in (0, 1); F' = F ∘ (1/2 + A).
 
-    M, the landmark information, has ``information`` channels (32 in the paper), made from the heatmaps by a 1 × 1
-    convolution and brought to F's size bilinearly. ``bottleneck`` narrows the map between concatenation and A.
+    M, the landmark information, has ``information`` channels (32 in the paper), made from the heatmaps by a 1
+    × 1 convolution and brought to F's size bilinearly. ``bottleneck`` narrows the map between concatenation
+    and A.
     """
 
     def __init__(self, channels: int, landmarks: int, information: int = 32, bottleneck: int = 128) -> None:

@@ -1,7 +1,7 @@
 """Backbone: a timm network whose scales are brought to one feature map F at stride 8 (PS-Net, section 4.1).
 
-F has 1024 channels at 28 × 28 for a 224 × 224 crop. The landmark and the retrieval branch use the same type with
-weights of their own.
+F has 1024 channels at 28 × 28 for a 224 × 224 crop. The landmark and the retrieval branch use the same type
+with weights of their own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Backbone(nn.Module):
     """``name`` is a timm model with feature maps, e.g. hrnet_w18_small, hrnet_w32, resnet18.
 
-    For HRNet the raw branches (timm's feature location "") are fused, as in HRNetV2's representation head: all
-    scales resampled to stride 8, concatenated, one 1 × 1 convolution to ``channels``.
+    For HRNet the raw branches (timm's feature location "") are fused, as in HRNetV2's representation head:
+    all scales resampled to stride 8, concatenated, one 1 × 1 convolution to ``channels``.
     """
 
     STRIDE = 8

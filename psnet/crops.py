@@ -9,7 +9,8 @@ from torch import Tensor
 
 # Share of the box added on every side of a garment before it is cut out, so that its outline is seen.
 GARMENT_MARGIN = 0.06
-# The same for regions: a collar's neighbourhood tells how it is set in, and boxes are a few pixels off anyway.
+# The same for regions: a collar's neighbourhood tells how it is set in, and boxes are a few pixels off
+# anyway.
 REGION_MARGIN = 0.05
 
 
@@ -24,7 +25,8 @@ def expand(box: np.ndarray, margin: float, width: int, height: int) -> np.ndarra
 
 
 def cut(image: Image.Image, box: np.ndarray, side: int) -> np.ndarray:
-    """The box of ``image``, resized to (side, side, 3) uint8 with antialiasing; the aspect ratio is not kept."""
+    """The box of ``image``, resized to (side, side, 3) uint8 with antialiasing; the aspect ratio is not
+    kept."""
     return np.asarray(
         image.resize(
             (side, side), Image.Resampling.BILINEAR, box=tuple(float(v) for v in box), reducing_gap=2.0

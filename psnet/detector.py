@@ -1,19 +1,23 @@
-"""Garment detector: Faster R-CNN (Ren et al., NeurIPS 2015) over the 13 DeepFashion2 categories, on torchvision.
+"""Garment detector: Faster R-CNN (Ren et al., NeurIPS 2015) over the 13 DeepFashion2 categories, on
+torchvision.
 
-``resnet50_fpn`` is the paper's; ``mobilenet_320`` costs about a thirtieth and is the default on CPUs. Its box head
-has 128 units instead of torchvision's 1024, which were three quarters of all its weights.
+``resnet50_fpn`` is the paper's; ``mobilenet_320`` costs about a thirtieth and is the default on CPUs. Its box
+head has 128 units instead of torchvision's 1024, which were three quarters of all its weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms, remove_small_boxes
 
 from psnet.taxonomy import Taxonomy
 
@@ -23,7 +27,8 @@ CATEGORIES: tuple[str, ...] = tuple(Taxonomy.load("deepfashion2").categories)
 @dataclass(frozen=True)
 class DetectorConfig:
     """``name`` mobilenet_320 or resnet50_fpn; ``min_side`` / ``max_side`` px the picture is scaled to;
-    ``proposals`` kept after the region proposal network; ``pretrained`` loads ImageNet weights from torchvision's hub."""
+    ``proposals`` kept after the region proposal network; ``pretrained`` loads ImageNet weights from
+    torchvision's hub."""
 
     name: str = "mobilenet_320"
     min_side: int = 224
@@ -58,7 +63,7 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
         names = ["0", "1", "2", "3"]
     else:
         raise ValueError(f"unknown detector {config.name!r}: choose mobilenet_320 or resnet50_fpn")
-    return FasterRCNN(
+    detector = FasterRCNN(
         backbone,
         num_classes=None,
         min_size=config.min_side,
@@ -78,15 +83,46 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
         box_score_thresh=0.05,
         box_nms_thresh=0.45,
     )
+    detector.roi_heads.postprocess_detections = partial(_postprocess, detector.roi_heads)
+    return detector
 
 
 class _BoxPredictor(nn.Module):
-    """Class scores and one box per proposal and class."""
+    """Class scores, and one box per proposal for all classes: rare categories need no box of their own."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
+        self.classes = classes
         self.cls_score = nn.Linear(width, classes)
-        self.bbox_pred = nn.Linear(width, classes * 4)
+        self.bbox_pred = nn.Linear(width, 4)
 
-    def forward(self, x):
-        return self.cls_score(x), self.bbox_pred(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cls_score(x), self.bbox_pred(x).repeat(1, self.classes)
+
+
+def _postprocess(
+    heads: RoIHeads,
+    class_logits: Tensor,
+    box_regression: Tensor,
+    proposals: list[Tensor],
+    image_shapes: list[tuple[int, int]],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """One detection per garment: its score is the probability of any category, its label the likeliest one.
+
+    torchvision thresholds every category by itself, so that a shirt that may be a blouse is neither.
+    """
+    counts = [len(p) for p in proposals]
+    # Every class has the same box: decode one.
+    decoded = heads.box_coder.decode(box_regression[:, :4], proposals).reshape(-1, 4).split(counts)
+    chances = torch.softmax(class_logits.float(), -1).split(counts)
+    boxes, scores, labels = [], [], []
+    for box, chance, shape in zip(decoded, chances, image_shapes, strict=True):
+        box = clip_boxes_to_image(box.float(), shape)
+        score = 1 - chance[:, 0]
+        keep = (score > heads.score_thresh).nonzero().flatten()
+        keep = keep[remove_small_boxes(box[keep], min_size=2)]
+        keep = keep[nms(box[keep], score[keep], heads.nms_thresh)][: heads.detections_per_img]
+        boxes.append(box[keep])
+        scores.append(score[keep])
+        labels.append(chance[keep, 1:].argmax(-1) + 1)
+    return boxes, scores, labels

@@ -1,7 +1,7 @@
 """Landmarks as heatmaps: encoding and decoding in one place.
 
-Pixel-centre convention: a point (x, y) in pixels of a W × H crop lies at ((x / W) · w - 0.5, (y / H) · h - 0.5) in
-cells of a w × h heatmap, whose cell centres have integer coordinates.
+Pixel-centre convention: a point (x, y) in pixels of a W × H crop lies at ((x / W) · w - 0.5, (y / H) · h -
+0.5) in cells of a w × h heatmap, whose cell centres have integer coordinates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HeatmapCodec:
-    """``size`` (w, h) cells, ``crop`` (W, H) pixels, ``sigma`` in cells (the paper: 1 px at full resolution)."""
+    """``size`` (w, h) cells, ``crop`` (W, H) pixels, ``sigma`` in cells (the paper: 1 px at full
+    resolution)."""
 
     size: tuple[int, int] = (56, 56)
     crop: tuple[int, int] = (224, 224)
@@ -31,7 +32,8 @@ class HeatmapCodec:
         return (cells + 0.5) * scale
 
     def encode(self, points: Tensor) -> Tensor:
-        """(n, K, 2) crop pixels -> (n, K, h, w) Gaussians that sum to 1; a point outside gives the edge's tail."""
+        """(n, K, 2) crop pixels -> (n, K, h, w) Gaussians that sum to 1; a point outside gives the edge's
+        tail."""
         w, h = self.size
         cells = self.to_cells(points)
         xs = torch.arange(w, device=points.device, dtype=torch.float32)

@@ -13,9 +13,9 @@ from psnet.regions import NUM_REGIONS
 
 
 class LandmarkOutput(NamedTuple):
-    """``heatmaps`` (n, K, h, w) logits; ``visibility`` (n, K) logits of "visible"; ``presence`` (n, 5, 3) logits in
-    the order of `psnet.regions.Presence`; ``category`` (n, C) logits over the taxonomy's torso categories;
-    ``boxes`` (n, 5, 4) region boxes xyxy as shares of the crop."""
+    """``heatmaps`` (n, K, h, w) logits; ``visibility`` (n, K) logits of "visible"; ``presence`` (n, 5, 3)
+    logits in the order of `psnet.regions.Presence`; ``category`` (n, C) logits over the taxonomy's torso
+    categories; ``boxes`` (n, 5, 4) region boxes xyxy as shares of the crop."""
 
     heatmaps: Tensor
     visibility: Tensor
@@ -27,9 +27,9 @@ class LandmarkOutput(NamedTuple):
 class LandmarkBranch(nn.Module):
     """1 × 1 convolution to 128 channels, transposed convolutions up to the heatmaps, one heatmap a landmark.
 
-    The paper goes to full resolution; ``codec.size`` decides here (56 × 56 costs a sixteenth and, decoded by the
-    softmax's mean, loses nothing measurable). Three small heads on the pooled map say what the heatmaps cannot:
-    visibility, the presence of each region, the category; a fourth gives the five boxes a start.
+    The paper goes to full resolution; ``codec.size`` decides here (56 × 56 costs a sixteenth and, decoded by
+    the softmax's mean, loses nothing measurable). Three small heads on the pooled map say what the heatmaps
+    cannot: visibility, the presence of each region, the category; a fourth gives the five boxes a start.
     """
 
     def __init__(self, backbone: Backbone, landmarks: int, categories: int, codec: HeatmapCodec) -> None:

@@ -1,4 +1,5 @@
-"""PS-Net composed: detector ▸ landmark branch ▸ regions ▸ retrieval branch (Lang et al., CVPR 2020, figure 3)."""
+"""PS-Net composed: detector ▸ landmark branch ▸ regions ▸ retrieval branch (Lang et al., CVPR 2020, figure
+3)."""
 
 from __future__ import annotations
 
@@ -18,9 +19,10 @@ from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 class PSNetConfig:
     """What a set of weights is: changing any of these needs other weights.
 
-    ``crop_side`` px of a garment's picture; ``heatmap_side`` cells and ``heatmap_sigma`` cells; ``retrieval`` crop
-    (a picture per region, default) or roi (the paper's ROI pooling with attention); ``feature_dim`` d per region;
-    ``region_side`` px of a region's picture, ``region_width`` channels of its network's first stage.
+    ``crop_side`` px of a garment's picture; ``heatmap_side`` cells and ``heatmap_sigma`` cells; ``retrieval``
+    crop (a picture per region, default) or roi (the paper's ROI pooling with attention); ``feature_dim`` d
+    per region; ``region_side`` px of a region's picture, ``region_width`` channels of its network's first
+    stage.
     """
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)

@@ -32,8 +32,8 @@ class Garment:
 
     ``box`` (4,) xyxy; ``landmarks`` (K, 3) x, y, probability of being visible; ``region_boxes`` (5, 4);
     ``presence`` (5,) uint8 codes of `psnet.regions.Presence`, ``presence_score`` (5,) its probability;
-    ``features`` (5, d) float32, unit norm where present, zero elsewhere; ``mirrored_features`` (5, d) those of the
-    picture flipped left to right, in the flipped picture's own region order.
+    ``features`` (5, d) float32, unit norm where present, zero elsewhere; ``mirrored_features`` (5, d) those
+    of the picture flipped left to right, in the flipped picture's own region order.
     """
 
     box: np.ndarray
@@ -199,8 +199,8 @@ class Predictor:
             )
 
     def _region_boxes(self, points: np.ndarray, said: np.ndarray, dress: np.ndarray) -> np.ndarray:
-        """Chest and waist follow from the landmarks; collars (hoods, lapels) and sleeves reach beyond every landmark
-        of ``clothing11``, so there the branch's own boxes are used."""
+        """Chest and waist follow from the landmarks; collars (hoods, lapels) and sleeves reach beyond every
+        landmark of ``clothing11``, so there the branch's own boxes are used."""
         side = self.model.config.crop_side
         margin = GARMENT_MARGIN / (1 + 2 * GARMENT_MARGIN) * side
         whole = np.broadcast_to(

@@ -1,8 +1,8 @@
 """Five region boxes from a garment's landmarks (PS-Net, section 4.2): geometry, no learning.
 
-Collar: the neckline's landmarks, up to the garment's top (a hood or lapels belong to it). Sleeves: from the shoulder
-to the cuff, out to the garment's side. Chest: from the neckline's bottom to half-way between armpit and hem, or to
-the waistline on dresses. Waist: the rest, down to the hem.
+Collar: the neckline's landmarks, up to the garment's top (a hood or lapels belong to it). Sleeves: from the
+shoulder to the cuff, out to the garment's side. Chest: from the neckline's bottom to half-way between armpit
+and hem, or to the waistline on dresses. Waist: the rest, down to the hem.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from psnet.taxonomy import Taxonomy, to_clothing11
 def boxes_from_points(points: np.ndarray, box: np.ndarray, dress: np.ndarray | bool) -> np.ndarray:
     """Region boxes from the eleven points of ``clothing11``.
 
-    points (..., 11, 2) px, box (..., 4) xyxy px of the garment, dress (...) bool -> (..., 5, 4) xyxy px. Sleeve boxes
-    are given for every garment; presence says whether they mean anything.
+    points (..., 11, 2) px, box (..., 4) xyxy px of the garment, dress (...) bool -> (..., 5, 4) xyxy px.
+    Sleeve boxes are given for every garment; presence says whether they mean anything.
     """
     (l_neck, r_neck, neck, l_pit, r_pit, l_cuff, r_cuff, l_waist, r_waist, l_hem, r_hem) = np.moveaxis(
         points, -2, 0
@@ -53,8 +53,9 @@ def regions_from_landmarks(
 ) -> np.ndarray:
     """Region boxes of one garment, (5, 4) xyxy px; sleeves of a sleeveless category are NaN.
 
-    landmarks (K, 3) x, y, visibility: all eleven of ``clothing11``, or the category's own of ``deepfashion2``, whose
-    many collar and sleeve points then bound these regions directly. Raises ValueError for legwear.
+    landmarks (K, 3) x, y, visibility: all eleven of ``clothing11``, or the category's own of
+    ``deepfashion2``, whose many collar and sleeve points then bound these regions directly. Raises ValueError
+    for legwear.
     """
     known = Taxonomy.load(taxonomy).category(category)
     points = landmarks if taxonomy == "clothing11" else to_clothing11(category, landmarks)

@@ -1,8 +1,9 @@
 """Retrieval branch: five unit-norm features a garment (PS-Net, section 4.2).
 
-Two ways to make them, chosen by configuration and measured side by side: `RoiRetrieval`, the paper's (one map of the
-whole garment, landmark-guided attention, ROI pooling), and `CropRetrieval` (a small network on a picture of each
-region alone, which cannot see its neighbours, so an edited collar does not move the chest's feature).
+Two ways to make them, chosen by configuration and measured side by side: `RoiRetrieval`, the paper's (one map
+of the whole garment, landmark-guided attention, ROI pooling), and `CropRetrieval` (a small network on a
+picture of each region alone, which cannot see its neighbours, so an edited collar does not move the chest's
+feature).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class RoiRetrieval(nn.Module):
         self.embed = nn.ModuleList(nn.Linear(128 * pool * pool, dim) for _ in range(NUM_REGIONS))
 
     def forward(self, crops: Tensor, boxes: Tensor, heatmaps: Tensor) -> Tensor:
-        """Garment crops (n, 3, H, W) in 0…1, boxes (n, 5, 4) px of the crop, heatmaps (n, K, h, w) -> (n, 5, dim)."""
+        """Garment crops (n, 3, H, W) in 0…1, boxes (n, 5, 4) px of the crop, heatmaps (n, K, h, w) -> (n, 5,
+        dim)."""
         features = self.backbone(crops)
         if self.attention is not None:
             features, _ = self.attention(features, heatmaps)
@@ -68,7 +70,8 @@ class _Residual(nn.Module):
 
 
 class CropRetrieval(nn.Module):
-    """A residual network on one picture per region, its trunk shared by the regions, the last layer per region.
+    """A residual network on one picture per region, its trunk shared by the regions, the last layer per
+    region.
 
     Pooling to a 2 × 2 grid and not to one cell keeps where in the region a print sits.
     """

@@ -1,7 +1,8 @@
 """Weights on disk: a folder with model.json and one safetensors file per part. Nothing is ever unpickled.
 
-model.json holds the configuration, the calibration of the verdict, the region weights and where the weights come
-from. Matrices are float16; vectors (norms, biases) stay float32, where a running variance may exceed float16.
+model.json holds the configuration, the calibration of the verdict, the region weights and where the weights
+come from. Matrices are float16; vectors (norms, biases) stay float32, where a running variance may exceed
+float16.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def _folder(path: str | Path | None) -> Path:
     ]
     if missing:
         raise WeightsError(
-            f"{folder}: no psnet weights there ({', '.join(missing)} missing); name a folder written by `psnet train`"
+            f"{folder}: no psnet weights there ({', '.join(missing)} missing); "
+            "name a folder written by `psnet train`"
         )
     return folder
 
@@ -87,7 +89,8 @@ def load_psnet(path: str | Path | None = None) -> PSNet:
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise WeightsError(
-                f"{file}: weights of another model or damaged ({reason}); use the folder `psnet train` wrote as a whole"
+                f"{file}: weights of another model or damaged ({reason}); "
+                "use the folder `psnet train` wrote as a whole"
             ) from error
     return model.eval()
 

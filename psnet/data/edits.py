@@ -1,7 +1,7 @@
 """Edit one region of a photographed garment, as a copyist does: the source of plagiarised training pairs.
 
-Kinds: ``logo``, ``pattern``, ``colour``, ``mosaic``, ``flip``, ``donor`` (the same region of another garment) and
-``shorten`` (sleeves and waist). How often each part is edited follows Table 1 of PS-Net.
+Kinds: ``logo``, ``pattern``, ``colour``, ``mosaic``, ``flip``, ``donor`` (the same region of another garment)
+and ``shorten`` (sleeves and waist). How often each part is edited follows Table 1 of PS-Net.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def edit_region(
 ) -> Subject:
     """``subject`` with one region edited; labels stay, but for ``shorten``, which moves the garment's end.
 
-    ``donor`` is needed by kind ``donor``; without one, or where the donor lacks the region, the region is recoloured.
+    ``donor`` is needed by kind ``donor``; without one, or where the donor lacks the region, the region is
+    recoloured.
     """
     index = REGIONS.index(region)
     box = subject.region_boxes[index]

@@ -1,7 +1,8 @@
 """Hand-labelled garment photographs in the layout of ``clothing/labels.jsonl``, and their cut-out masks.
 
 One JSON object a line: ``image`` (path relative to the file), ``split``, ``category`` (a DeepFashion2 name),
-optional ``mask`` (a PNG, 255 on the garment), ``bbox`` and ``regions`` as xyxy in pixels, ``landmarks`` as [x, y, v] with v = 2 visible, 1 estimated, 0 absent.
+optional ``mask`` (a PNG, 255 on the garment), ``bbox`` and ``regions`` as xyxy in pixels, ``landmarks`` as
+[x, y, v] with v = 2 visible, 1 estimated, 0 absent.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def read_labels(
 ) -> list[LabelledGarment]:
     """Read a labels file; ``splits`` keeps only the named ones.
 
-    Raises FileNotFoundError when the file is missing, ValueError (with the line number) when a line is not a label.
+    Raises FileNotFoundError when the file is missing, ValueError (with the line number) when a line is not a
+    label.
     """
     names = Taxonomy.load("clothing11").landmarks
     garments = []
@@ -100,7 +102,8 @@ def read_labels(
 
 
 def _cut_out(garment: LabelledGarment) -> np.ndarray | None:
-    """GrabCut (Rother et al., SIGGRAPH 2004) started from the box and the landmarks; None when it looks wrong."""
+    """GrabCut (Rother et al., SIGGRAPH 2004) started from the box and the landmarks; None when it looks
+    wrong."""
     import cv2  # only the preparation of training data needs it
 
     pixels = garment.read()
@@ -148,7 +151,8 @@ def _cut_out(garment: LabelledGarment) -> np.ndarray | None:
     area = (x1 - x0) * (y1 - y0)
     ys, xs = np.nonzero(found)
     extent = (xs.max() - xs.min()) * (ys.max() - ys.min()) if len(xs) else 0
-    # A cut-out that fills its box is background taken for cloth; one that covers little of it has lost the garment.
+    # A cut-out that fills its box is background taken for cloth; one that covers little of it has lost the
+    # garment.
     if not 0.35 * area < found.sum() < 0.93 * area or extent < 0.75 * area:
         return None
     return cv2.resize(found * 255, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -164,8 +168,8 @@ def _write_mask(job: tuple[LabelledGarment, Path]) -> bool:
 def with_masks(garments: Iterable[LabelledGarment], cache: Path, workers: int = 1) -> list[LabelledGarment]:
     """Cut every garment out of its photograph, once: masks are PNG files in ``cache``, one per photograph.
 
-    A rejected cut-out leaves a 1 × 1 file, so that it is not tried again, and ``mask_path`` stays None. Garments
-    that came with a mask (rendered ones) keep it.
+    A rejected cut-out leaves a 1 × 1 file, so that it is not tried again, and ``mask_path`` stays None.
+    Garments that came with a mask (rendered ones) keep it.
     """
     cache.mkdir(parents=True, exist_ok=True)
     garments = list(garments)

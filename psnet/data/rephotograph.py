@@ -1,7 +1,7 @@
 """Photograph a garment anew: another pose, lens, background, light and camera, with its labels carried along.
 
-Two calls on one garment differ as two photographs of one design do, which is what the retrieval branch must not
-see; the same transform serves the detector and the landmark branch as augmentation.
+Two calls on one garment differ as two photographs of one design do, which is what the retrieval branch must
+not see; the same transform serves the detector and the landmark branch as augmentation.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class View:
 
 @dataclass(frozen=True)
 class CameraRange:
-    """How far a new photograph may differ. Angles in degrees, the rest as shares of the frame or of the box."""
+    """How far a new photograph may differ. Angles in degrees, the rest as shares of the frame or of the
+    box."""
 
     side: int = 320
     rotation: float = 9.0
@@ -155,7 +156,8 @@ def make_background(rng: np.random.Generator, size: tuple[int, int], other: np.n
 def _develop(rng: np.random.Generator, image: Image.Image, camera: CameraRange) -> np.ndarray:
     """White balance, exposure, contrast, saturation, a light gradient, blur, noise and JPEG.
 
-    Point operations go through one look-up table per channel and Pillow's own loops: this runs for every sample.
+    Point operations go through one look-up table per channel and Pillow's own loops: this runs for every
+    sample.
     """
     width, height = image.size
     strength = camera.colour * rng.choice([0.3, 1.0])
@@ -194,7 +196,8 @@ def rephotograph(
 ) -> View:
     """One new photograph of ``subject``.
 
-    ``swap`` (K,) gives every landmark's partner under a mirror; ``other`` is a photograph to take a background from.
+    ``swap`` (K,) gives every landmark's partner under a mirror; ``other`` is a photograph to take a
+    background from.
     """
     mirrored = bool(rng.random() < camera.mirror)
     height, width = subject.pixels.shape[:2]

@@ -1,6 +1,7 @@
 """``python -m psnet.train PART``: train one part or all of PS-Net, calibrate, and write a weights folder.
 
-Needs torch, torchvision, timm, numpy, pandas and pillow; opencv only to cut garments out of photographs, once.
+Needs torch, torchvision, timm, numpy, pandas and pillow; opencv only to cut garments out of photographs,
+once.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def empty_images(settings: TrainSettings) -> list[Path]:
 
 
 def stranger_images(settings: TrainSettings) -> list[Path]:
-    """Pictures of the catalogue ``settings.background`` for the scores of strangers; no labelled test picture."""
+    """Pictures of the catalogue ``settings.background`` for the scores of strangers; no labelled test
+    picture."""
     if settings.background is None:
         return []
     test = {

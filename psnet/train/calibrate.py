@@ -38,9 +38,9 @@ CALIBRATION_CAMERA = CameraRange(
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """``cos`` (n, 5) and ``comparable`` (n, 5) of original against copy; ``edited`` (n, 5) int8: 1 changed, 0 kept,
-    -1 cannot be told; ``parts`` (n,) how many parts were edited; ``score`` (n,); ``lost`` copies in which no garment
-    was found."""
+    """``cos`` (n, 5) and ``comparable`` (n, 5) of original against copy; ``edited`` (n, 5) int8: 1 changed, 0
+    kept, -1 cannot be told; ``parts`` (n,) how many parts were edited; ``score`` (n,); ``lost`` copies in
+    which no garment was found."""
 
     cos: np.ndarray
     comparable: np.ndarray
@@ -119,7 +119,8 @@ def kept_thresholds(pairs: LabelledPairs) -> tuple[float, ...]:
         kept = np.sort(pairs.cos[usable & (pairs.edited[:, r] == 0), r])
         changed = np.sort(pairs.cos[usable & (pairs.edited[:, r] == 1), r])
         candidates = np.linspace(0, 0.98, 197)
-        # Copies keep far more regions than they change (Table 1), so a kept one taken for changed weighs double.
+        # Copies keep far more regions than they change (Table 1), so a kept one taken for changed weighs
+        # double.
         error = (
             2 * np.searchsorted(kept, candidates) / max(len(kept), 1)
             + 1
@@ -158,8 +159,8 @@ def calibrate(
 ) -> tuple[Calibration, dict[str, float]]:
     """Thresholds and the figures they stand on.
 
-    ``suspect_threshold`` is the score that at most ``false_per_item`` of a catalogue without copies reach, and not
-    less than the score below which fewer than 2 % of the true copies lie.
+    ``suspect_threshold`` is the score that at most ``false_per_item`` of a catalogue without copies reach,
+    and not less than the score below which fewer than 2 % of the true copies lie.
     """
     pairs = labelled_pairs(predictor, garments, seed)
     copies = pairs.score[pairs.parts <= 2]

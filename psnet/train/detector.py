@@ -22,7 +22,8 @@ DETECTOR_CAMERA = CameraRange(
 
 
 class DetectorSamples:
-    """Labelled photographs photographed anew; two of them side by side at times; pictures without a torso garment.
+    """Labelled photographs photographed anew; two of them side by side at times; pictures without a torso
+    garment.
 
     ``image`` (3, H, W) uint8, ``boxes`` (n, 4) xyxy px, ``labels`` (n,) from 1.
     """
@@ -96,8 +97,8 @@ def detector_loss(model: nn.Module, batch: dict[str, list[Tensor]]) -> dict[str,
 def detector_figures(
     model: nn.Module, garments: Sequence[LabelledGarment], empty: Sequence[Path], threshold: float = 0.5
 ) -> dict[str, float]:
-    """``recall`` at IoU 0.5 (class ignored), mean ``iou`` of the best box, ``category`` right among found ones,
-    ``false`` share of pictures without a torso garment in which one is found."""
+    """``recall`` at IoU 0.5 (class ignored), mean ``iou`` of the best box, ``category`` right among found
+    ones, ``false`` share of pictures without a torso garment in which one is found."""
     device = next(model.parameters()).device
     best, right = [], []
     for garment in garments:

@@ -94,8 +94,8 @@ class LandmarkSamples:
 def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Cross-entropy between the heatmaps' softmax and Gaussians, and the heads' own losses.
 
-    The paper regresses Gaussians by MSE; from random weights its gradient vanishes for a small peak in a large map,
-    while the softmax starts moving at once.
+    The paper regresses Gaussians by MSE; from random weights its gradient vanishes for a small peak in a
+    large map, while the softmax starts moving at once.
     """
     assert isinstance(model, LandmarkBranch)
     out = model(batch["crop"].float() / 255)

@@ -1,7 +1,8 @@
 """One training loop for every part: deterministic by step, resumable to the same result, weights averaged.
 
-Sample ``i`` of a run depends on (seed, i) alone, so a run that was killed and resumed sees the samples it would have
-seen. Checkpoints are safetensors (model, averaged model, optimiser state) and a JSON line; nothing is pickled.
+Sample ``i`` of a run depends on (seed, i) alone, so a run that was killed and resumed sees the samples it
+would have seen. Checkpoints are safetensors (model, averaged model, optimiser state) and a JSON line; nothing
+is pickled.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """``steps`` batches of ``batch`` samples; learning rate warms up linearly and falls as a cosine to zero."""
+    """``steps`` batches of ``batch`` samples; learning rate warms up linearly and falls as a cosine to
+    zero."""
 
     steps: int = 1000
     batch: int = 32
@@ -123,8 +125,8 @@ def fit(
 ) -> nn.Module:
     """Train ``model`` in place; returns it with the averaged weights loaded.
 
-    ``loss`` gives named losses, whose sum is minimised. ``out`` receives checkpoint.safetensors and log.jsonl; where
-    a checkpoint lies, training goes on from it.
+    ``loss`` gives named losses, whose sum is minimised. ``out`` receives checkpoint.safetensors and
+    log.jsonl; where a checkpoint lies, training goes on from it.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)

@@ -1,9 +1,9 @@
 """Training of the retrieval branch: an edit of one region must move that region's feature and no other.
 
-A sample is one design photographed three times: twice as it is, once with one or more parts edited. In each region
-all photographs whose region is unedited attract each other; an edited region is a design of its own and repels, as
-do all other garments of the batch (supervised contrastive loss, Khosla et al., NeurIPS 2020, per region). The
-paper's regional triplet loss (section 4.2) is the alternative, by ``loss: triplet``.
+A sample is one design photographed three times: twice as it is, once with one or more parts edited. In each
+region all photographs whose region is unedited attract each other; an edited region is a design of its own
+and repels, as do all other garments of the batch (supervised contrastive loss, Khosla et al., NeurIPS 2020,
+per region). The paper's regional triplet loss (section 4.2) is the alternative, by ``loss: triplet``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ RETRIEVAL_CAMERA = CameraRange(
     colour=0.16,
     blur=1.2,
 )
-# Below this mean change (grey levels) inside its box an edit cannot be told from a photograph's own variation.
+# Below this mean change (grey levels) inside its box an edit cannot be told from a photograph's own
+# variation.
 VISIBLE_EDIT = 14.0
 VIEWS = 3
 IGNORED = -1
@@ -46,9 +47,10 @@ def mirror_subject(subject: Subject, swap: np.ndarray) -> Subject:
     width = subject.pixels.shape[1]
     points = subject.landmarks[swap].copy()
     points[:, 0] = width - points[:, 0]
-    flip = lambda boxes: np.stack(
-        [width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1
-    )  # noqa: E731
+    def flip(boxes):
+        return np.stack(
+            [width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1
+        )
     return Subject(
         pixels=np.ascontiguousarray(subject.pixels[:, ::-1]),
         mask=None if subject.mask is None else np.ascontiguousarray(subject.mask[:, ::-1]),
@@ -79,7 +81,8 @@ def edited_regions(before: Subject, after: Subject, parts: Sequence[str]) -> np.
 
 
 def jittered(view: View, rng: np.random.Generator, amount: float) -> np.ndarray:
-    """Region boxes as a landmark branch would give them: off by ``amount`` of their sides (standard deviation)."""
+    """Region boxes as a landmark branch would give them: off by ``amount`` of their sides (standard
+    deviation)."""
     size = np.tile(view.region_boxes[:, 2:] - view.region_boxes[:, :2], 2)
     return (view.region_boxes + rng.normal(0, amount, (NUM_REGIONS, 4)) * size).astype(np.float32)
 
@@ -87,8 +90,8 @@ def jittered(view: View, rng: np.random.Generator, amount: float) -> np.ndarray:
 class RetrievalSamples:
     """Three photographs a sample as region pictures, with which regions agree.
 
-    ``regions`` (3, 5, 3, side, side) uint8; ``design`` (3, 5) int64: equal numbers are the same design of a region
-    (0 the original, 1 an edited one), -1 where the region is absent, unseen or undecided.
+    ``regions`` (3, 5, 3, side, side) uint8; ``design`` (3, 5) int64: equal numbers are the same design of a
+    region (0 the original, 1 an edited one), -1 where the region is absent, unseen or undecided.
     """
 
     def __init__(
@@ -119,7 +122,8 @@ class RetrievalSamples:
             rng,
             bool(garment.absent[1:3].all()),
         )
-        # Parts are drawn by the paper's table half of the time, evenly otherwise: rare ones must be learnt as well.
+        # Parts are drawn by the paper's table half of the time, evenly otherwise: rare ones must be learnt as
+        # well.
         if rng.random() < 0.5:
             free = [p for p in PART_REGIONS if p != "sleeves" or not garment.absent[1:3].all()]
             parts = tuple(rng.permutation(free)[: len(parts)])
@@ -143,7 +147,8 @@ class RetrievalSamples:
 def region_contrast(features: Tensor, design: Tensor, temperature: float) -> Tensor:
     """Supervised contrastive loss over the regions.
 
-    features (n, views, 5, d) unit norm, design (n, views, 5) as in `RetrievalSamples` -> scalar, mean over regions.
+    features (n, views, 5, d) unit norm, design (n, views, 5) as in `RetrievalSamples` -> scalar, mean over
+    regions.
     """
     n, views = features.shape[:2]
     losses = []
@@ -168,7 +173,8 @@ def region_contrast(features: Tensor, design: Tensor, temperature: float) -> Ten
 
 
 def region_triplet(features: Tensor, design: Tensor, margin: float = 0.5) -> Tensor:
-    """L_tri = Σ_r max(D_r⁺ − D_r⁻ + m, 0), D the L2 distance, the hardest negative of the batch (section 4.2)."""
+    """L_tri = Σ_r max(D_r⁺ − D_r⁻ + m, 0), D the L2 distance, the hardest negative of the batch (section
+    4.2)."""
     n, views = features.shape[:2]
     total = features.new_zeros(())
     garment = torch.arange(n, device=features.device).repeat_interleave(views)
@@ -196,7 +202,8 @@ def retrieval_loss(temperature: float, kind: str = "contrast"):
         features = model(batch["regions"].flatten(0, 1).float() / 255).unflatten(0, (n, views))
         if kind == "triplet":
             return {"triplet": region_triplet(features, batch["design"])}
-        # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond ranking alone.
+        # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond ranking
+        # alone.
         design = batch["design"]
         kept = (design == 0).all(1)
         pull = (1 - (features[:, 0] * features[:, 2]).sum(-1))[kept].mean() + (
@@ -218,8 +225,8 @@ def validation_batch(
 
 @torch.inference_mode()
 def retrieval_figures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, float]:
-    """``recall@1`` of the edited photograph by the mean of the three best regions among all validation photographs
-    of other garments; ``kept`` / ``edited`` median cosine; ``auc`` of kept against edited."""
+    """``recall@1`` of the edited photograph by the mean of the three best regions among all validation
+    photographs of other garments; ``kept`` / ``edited`` median cosine; ``auc`` of kept against edited."""
     device = next(model.parameters()).device
     n = len(batch["regions"])
     out = [

@@ -10,11 +10,12 @@ from psnet.train.loop import LoopSettings
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """``labels``: label files in the layout of `psnet.data.photographs` (real and rendered ones alike); ``empty``: a
-    catalogue whose ``empty_categories`` show no torso garment; ``masks``: folder of cut-outs, made when missing.
+    """``labels``: label files in the layout of `psnet.data.photographs` (real and rendered ones alike);
+    ``empty``: a catalogue whose ``empty_categories`` show no torso garment; ``masks``: folder of cut-outs,
+    made when missing.
 
-    Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where ``out``
-    holds the part's checkpoint, training goes on from it.
+    Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
+    ``out`` holds the part's checkpoint, training goes on from it.
     """
 
     labels: tuple[str, ...] = ()
