@@ -43,18 +43,19 @@ def _wood(rng: np.random.Generator, h: int, w: int) -> Array:
 
 def _carpet(rng: np.random.Generator, h: int, w: int) -> Array:
     base = np.array(sample_colour(rng)) * 0.9
-    sheet = np.broadcast_to(base, (h, w, 3)) * (1 + 0.16 * rng.standard_normal((h, w, 1), dtype=np.float32))
-    if rng.random() < 0.6:
+    sheet = np.broadcast_to(base, (h, w, 3)) * (1 + 0.1 * rng.standard_normal((h, w, 1), dtype=np.float32))
+    if rng.random() < 0.4:
         tile = smooth_noise(rng, h // 2, w // 2, int(rng.integers(4, 10)), int(rng.integers(4, 10)))
         tile = np.concatenate([tile, tile[:, ::-1]], 1)
         tile = np.concatenate([tile, tile[::-1]], 0)
         full = np.zeros((h, w), np.float32)
         full[: tile.shape[0], : tile.shape[1]] = tile
+        mix = rng.uniform(0.15, 0.6)
         for level in (0.5, 1.1):
             colour = np.array(sample_colour(rng)) * (
                 1 + 0.12 * rng.standard_normal((h, w, 1), dtype=np.float32)
             )
-            sheet = np.where((full > level)[..., None], 0.35 * sheet + 0.65 * colour, sheet)
+            sheet = np.where((full > level)[..., None], (1 - mix) * sheet + mix * colour, sheet)
     return sheet
 
 
@@ -75,10 +76,11 @@ def creases(rng: np.random.Generator, h: int, w: int, cells: float, ridged: floa
     return total
 
 
-def relief(height: Array, direction: float, scale: float) -> Array:
-    """Light on a height field, about −1 … 1: its slope towards ``direction`` (radians), softly limited."""
+def relief(height: Array, direction: float) -> Array:
+    """Light on a height field, −1 … 1, about 0.5 on average: its slope towards ``direction`` (radians)."""
     gy, gx = np.gradient(height)
-    return np.tanh((gx * np.cos(direction) + gy * np.sin(direction)) * scale)
+    slope = gx * np.cos(direction) + gy * np.sin(direction)
+    return np.tanh(slope * (0.75 / max(float(slope.std()), 1e-6)))
 
 
 def _bedspread(rng: np.random.Generator, h: int, w: int) -> Array:
@@ -92,7 +94,7 @@ def _bedspread(rng: np.random.Generator, h: int, w: int) -> Array:
     else:
         sheet = np.broadcast_to(np.array(sample_colour(rng, vivid=bool(rng.random() < 0.5))), (h, w, 3))
         height = creases(rng, h, w, rng.uniform(2, 6))
-    light = 1 + rng.uniform(0.06, 0.22) * relief(height, float(rng.uniform(0, 6.3)), h / 30)
+    light = 1 + rng.uniform(0.03, 0.15) * relief(height, float(rng.uniform(0, 6.3)))
     return sheet * light[..., None] + 0.02 * (light[..., None] - 1)
 
 
@@ -158,7 +160,7 @@ def _clutter(rng: np.random.Generator, sheet: Array) -> Array:
     return sheet * (1 - cover) + cover * rgba[..., :3] * _lit(rng, h, w, 0.2)[..., None]
 
 
-_LYING = ((_wood, 0.22), (_carpet, 0.16), (_bedspread, 0.36), (_tiles, 0.08), (_plain, 0.18))
+_LYING = ((_wood, 0.25), (_carpet, 0.14), (_bedspread, 0.4), (_tiles, 0.07), (_plain, 0.14))
 _HANGING = ((_wall, 0.75), (_plain, 0.15), (_wood, 0.1))
 
 

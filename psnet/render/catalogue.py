@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from psnet.render.copies import copy_design
@@ -151,12 +153,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _write_photograph(job: tuple[_Item, Path]) -> None:
-    item, path = job
+def _write_photograph(job: tuple[_Item, Path, tuple[int, int]]) -> None:
+    item, path, size = job
     if path.exists():
         return
     photograph = photograph_design(
-        item.design, np.random.default_rng(item.seed), SIZE, mirrored=item.mirrored
+        item.design, np.random.default_rng(item.seed), size, mirrored=item.mirrored
     )
     buffer = io.BytesIO()
     Image.fromarray(photograph.pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
@@ -171,7 +173,9 @@ def _csv(rows: Sequence[dict[str, str]]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def write_demo_catalogue(out_dir: Path | str, garments: int = 300, seed: int = 0, workers: int = 1) -> Path:
+def write_demo_catalogue(
+    out_dir: Path | str, garments: int = 300, seed: int = 0, workers: int = 1, size: tuple[int, int] = SIZE
+) -> Path:
     """Write ``images/*.jpg``, ``catalogue.csv`` and ``truth.csv`` into ``out_dir``; returns the catalogue's
     path.
 
@@ -192,9 +196,11 @@ def write_demo_catalogue(out_dir: Path | str, garments: int = 300, seed: int = 0
         items, truth, designs = items + more, truth + rows, designs + fresh
     items = items[:garments]
     kept = {item.item_id for item in items}
-    jobs = [(item, out / "images" / f"{item.item_id}.jpg") for item in items]
+    jobs = [(item, out / "images" / f"{item.item_id}.jpg", size) for item in items]
     if workers > 1:
-        with ProcessPoolExecutor(max_workers=workers) as pool:
+        # A forked copy of a process that has used torch's threads may hang; each worker is one thread.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
             list(pool.map(_write_photograph, jobs, chunksize=8))
     else:
         for job in jobs:

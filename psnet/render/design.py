@@ -224,8 +224,10 @@ def as_colour(values: np.ndarray) -> Colour:
     return (red, green, blue)
 
 
-def sample_colour(rng: np.random.Generator, avoid: Sequence[Colour] = (), vivid: bool = False) -> Colour:
-    """A colour of real clothes, jittered; at least 0.3 away (L2, RGB in 0…1) from those in ``avoid``."""
+def sample_colour(
+    rng: np.random.Generator, avoid: Sequence[Colour] = (), vivid: bool = False, away: float = 0.3
+) -> Colour:
+    """A colour of real clothes, jittered; at least ``away`` (L2, RGB in 0…1) from those in ``avoid``."""
     colours = [c for c, _ in PALETTE.values()]
     weights = np.array([w for _, w in PALETTE.values()])
     if vivid:
@@ -233,7 +235,7 @@ def sample_colour(rng: np.random.Generator, avoid: Sequence[Colour] = (), vivid:
     for _ in range(20):
         base = np.array(colours[int(rng.choice(len(colours), p=weights / weights.sum()))])
         colour = np.clip(base + rng.normal(0, 0.025, 3) + rng.normal(0, 0.03), 0.03, 0.97)
-        if all(np.linalg.norm(colour - np.array(a)) > 0.3 for a in avoid):
+        if all(np.linalg.norm(colour - np.array(a)) > away for a in avoid):
             break
     return as_colour(colour)
 
@@ -377,7 +379,7 @@ def sample_graphic(
     kind = str(rng.choice(list(kinds)))
     small = rng.random() < 0.22 and kind in ("emblem", "star", "text", "animal")
     size = float(rng.uniform(0.1, 0.18) if small else rng.uniform(0.3, 0.62))
-    colours = [sample_colour(rng, [look.colours[0]], vivid=bool(rng.random() < 0.6))]
+    colours = [sample_colour(rng, look.colours[:1], vivid=bool(rng.random() < 0.6), away=0.55)]
     for _ in range(2):
         colours.append(sample_colour(rng, [colours[0]], vivid=True))
     x, y = 0.0, clear + float(rng.uniform(0.0, 0.07))

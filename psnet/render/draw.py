@@ -805,26 +805,10 @@ def _ring(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
 
 
 def _draw_back_of_neck(canvas: _Canvas, design: Design, outline: _Outline) -> None:
-    """What lies behind the front: the inside of the back with its label, the hood, the straps."""
+    """What lies behind the front: the inside of the back with its label."""
     collar = design.collar
     inside = np.array(design.lining, np.float32)
-    if collar.kind == "hood":
-        half, h = collar.neck_x, collar.band
-        left = _spline(
-            [(-half - 0.07, 0.06), (-half - 0.12, -0.35 * h), (-0.62 * half - 0.06, -0.88 * h), (0, -h)]
-        )
-        hood = np.concatenate([left, _flip(left[:-1])[::-1]])
-        window, mask = canvas.mask(hood)
-        canvas.lay(window, mask, _cloth(canvas, design, collar.look, window), COLLAR)
-        t = np.linspace(0, 2 * np.pi, 30)
-        opening = np.stack([0.86 * half * np.cos(t), -0.36 * h + 0.42 * h * np.sin(t)], 1)
-        window, mask = canvas.mask(opening)
-        yy = canvas.grid(window)[1]
-        canvas.lay(window, mask, inside * (0.55 + 0.35 * np.clip(-yy / h, 0, 1))[..., None], COLLAR)
-        canvas.line(opening * np.array([1.12, 1.04]) - np.array([0, 0.01]), 1.0, 0.3)
-        canvas.line(np.array([[0, -h], [0, -0.79 * h]]), 1.0, 0.35)
-        return
-    if collar.kind in ("turtle", "stand"):
+    if collar.kind in ("turtle", "stand", "hood"):
         return
     hole = np.concatenate([outline.front, outline.back[::-1]])
     window, mask = canvas.mask(hole)
@@ -932,10 +916,32 @@ def _draw_collar(canvas: _Canvas, design: Design, outline: _Outline) -> None:
             canvas.line(mirror(np.concatenate([upper[1:], upper[:1]])), 1.1, 0.4)
             canvas.line(mirror(lower[:2]), 1.0, 0.4)
     elif collar.kind == "hood":
-        outer = outline.front * np.array([(x + 0.05) / x, (depth + 0.05) / depth])
-        piece(_ring(outline.front, outer))
-        canvas.line(outer, 1.1, 0.35)
-        canvas.line(outline.front, 1.0, 0.35)
+        # Laid up flat: a dome over the shoulders, whose opening narrows towards the front of the neck.
+        start = float(outline.front[0, 1])
+        dome = _spline(
+            [(-x - 0.03, start + 0.02), (-x - 0.09, -0.4 * band), (-0.72 * x, -0.9 * band), (0, -band)]
+        )
+        left = np.concatenate(
+            [_curve((0, depth + 0.05), (-0.6 * x, depth + 0.02), (-x - 0.03, start + 0.02)), dome]
+        )
+        hood = np.concatenate([left, _flip(left[1:-1])[::-1]])
+        piece(hood)
+        wide = 0.5 + 0.35 * ((design.seed >> 5) % 4) / 3
+        rim = np.concatenate(
+            [
+                _curve((0, depth), (-wide * x, 0.3 * depth), (-wide * x, -0.3 * band)),
+                _curve((-wide * x, -0.3 * band), (-wide * x, -0.78 * band), (0, -0.8 * band)),
+            ]
+        )
+        opening = np.concatenate([rim, _flip(rim[1:-1])[::-1]])
+        window, mask = canvas.mask(opening)
+        height = np.clip(-canvas.grid(window)[1] / band, 0, 1)
+        inside = np.array(design.lining, np.float32)
+        canvas.lay(window, mask, inside * (0.5 + 0.4 * height)[..., None], COLLAR)
+        canvas.line(hood[:14], 1.1, 0.35)
+        canvas.line(_flip(hood[:14]), 1.1, 0.35)
+        canvas.line(opening * np.array([1.13, 1.03]), 1.0, 0.22)
+        canvas.line(np.array([[0, -band], [0, -0.8 * band]]), 1.0, 0.3)
         cord = np.array([0.92, 0.92, 0.9] if design.seed % 2 else design.lining, np.float32)
         for side in (-1, 1):
             length = 0.14 + 0.1 * ((design.seed >> 3) % 3) / 2
@@ -1050,7 +1056,7 @@ def draw(design: Design, pose: Pose | None = None, side: int = 448, frame: Frame
     width, height = frame.width, frame.height
     canvas = _Canvas(frame)
 
-    if outline.back_visible or design.collar.kind == "hood":
+    if outline.back_visible:
         _draw_back_of_neck(canvas, design, outline)
     for k, sleeve in enumerate(outline.sleeves):
         if not pose.over[k]:
@@ -1075,7 +1081,7 @@ def draw(design: Design, pose: Pose | None = None, side: int = 448, frame: Frame
     # Cloth rounds off towards its outline and lies in its own shade there.
     alpha = Image.fromarray((canvas.alpha * 255).astype(np.uint8))
     soft = np.asarray(alpha.filter(ImageFilter.BoxBlur(5)), np.float32) / 255
-    canvas.rgb *= (0.72 + 0.28 * np.clip(2 * soft - 1, 0, 1) ** 0.7)[..., None]
+    canvas.rgb *= (0.82 + 0.18 * np.clip(2 * soft - 1, 0, 1) ** 0.7)[..., None]
 
     points = np.concatenate([canvas.px(landmarks[:, :2]), landmarks[:, 2:]], 1).astype(np.float32)
     at = np.clip(np.round(points[:, :2] - 0.5).astype(int), 0, [width - 1, height - 1])

@@ -87,7 +87,7 @@ def test_a_mirrored_drawing_mirrored_again_is_the_drawing():
 
 def test_every_kind_of_edit_changes_its_part_and_nothing_else():
     done = set()
-    for k, design in enumerate(designs(120)):
+    for k, design in enumerate(designs(500)):
         for part in design.parts:
             copy, parts, kinds = copy_design(design, np.random.default_rng((k, 1)), parts=[part])
             assert parts == (part,) and kinds[0] in KINDS[part]
@@ -170,7 +170,7 @@ def test_landmarks_follow_the_drape():
 
 
 def test_demo_catalogue(tmp_path):
-    path = write_demo_catalogue(tmp_path / "a", garments=30, seed=4)
+    path = write_demo_catalogue(tmp_path / "a", garments=30, seed=4, size=(90, 120))
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     truth = list(csv.DictReader((path.parent / "truth.csv").open(encoding="utf-8")))
     by_id = {row["item_id"]: row for row in rows}
@@ -183,7 +183,7 @@ def test_demo_catalogue(tmp_path):
         parts = [p for p in row["modified"].split("|") if p]
         assert len(parts) in {"identical": (0,), "plagiarised": (1, 2), "derived": (3, 4)}[row["relation"]]
     # The first block is the same however many garments follow.
-    smaller = write_demo_catalogue(tmp_path / "b", garments=15, seed=4)
+    smaller = write_demo_catalogue(tmp_path / "b", garments=15, seed=4, size=(90, 120))
     for row in csv.DictReader(smaller.open(encoding="utf-8")):
         assert by_id[row["item_id"]] == row
         assert (smaller.parent / row["image"]).read_bytes() == (path.parent / row["image"]).read_bytes()
