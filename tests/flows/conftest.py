@@ -41,7 +41,7 @@ class PrefectServer:
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         ).stdout
 
     @contextlib.contextmanager
@@ -88,7 +88,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     log = home / "server.log"
     arguments = ("server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
     with server.background(*arguments, cwd=home, log=log) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not _healthy(server.url):
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the Prefect server did not start:\n{log.read_text()}")
