@@ -6,6 +6,8 @@ with weights of their own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -23,12 +25,15 @@ class Backbone(nn.Module):
     """
 
     STRIDE = 8
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, name: str = "hrnet_w18_small", channels: int = 1024, pretrained: bool = False) -> None:
         super().__init__()
-        options = {"feature_location": ""} if name.startswith("hrnet") else {}
-        self.trunk = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-        info = self.trunk.feature_info.get_dicts()
+        options: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
+        trunk: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        self.trunk: nn.Module = trunk
+        info = trunk.feature_info.get_dicts()
         self.used = [i for i, entry in enumerate(info) if entry["reduction"] >= 4]
         self.fuse = nn.Sequential(
             nn.Conv2d(sum(info[i]["num_chs"] for i in self.used), channels, 1, bias=False),

@@ -27,11 +27,9 @@ def expand(box: np.ndarray, margin: float, width: int, height: int) -> np.ndarra
 def cut(image: Image.Image, box: np.ndarray, side: int) -> np.ndarray:
     """The box of ``image``, resized to (side, side, 3) uint8 with antialiasing; the aspect ratio is not
     kept."""
-    return np.asarray(
-        image.resize(
-            (side, side), Image.Resampling.BILINEAR, box=tuple(float(v) for v in box), reducing_gap=2.0
-        )
-    )
+    x0, y0, x1, y1 = (float(v) for v in box)
+    small = image.resize((side, side), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1), reducing_gap=2.0)
+    return np.asarray(small)
 
 
 def cut_regions(image: Image.Image, boxes: np.ndarray, side: int) -> np.ndarray:

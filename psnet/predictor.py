@@ -73,7 +73,7 @@ class Predictor:
         max_garments: int = 4,
         batch: int = 16,
     ) -> None:
-        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
         self.tag, self.config, self.device, self.precision = tag, description["config"], device, precision
         self.calibration = (
             Calibration.from_json(json.dumps(description["calibration"]))
@@ -199,15 +199,15 @@ class Predictor:
             )
 
     def _region_boxes(self, points: np.ndarray, said: np.ndarray, dress: np.ndarray) -> np.ndarray:
-        """Chest and waist follow from the landmarks; collars (hoods, lapels) and sleeves reach beyond every
-        landmark of ``clothing11``, so there the branch's own boxes are used."""
+        """The mean of the landmarks' geometry and of the branch's own boxes, which measures better than either
+        on the held-out garments; but for the waist, where geometry alone does."""
         side = self.model.config.crop_side
         margin = GARMENT_MARGIN / (1 + 2 * GARMENT_MARGIN) * side
         whole = np.broadcast_to(
             np.array([margin, margin, side - margin, side - margin], np.float32), (len(points), 4)
         )
         boxes = boxes_from_points(points, whole, dress)
-        boxes[:, :3] = said[:, :3]
+        boxes[:, :4] = 0.5 * (boxes[:, :4] + said[:, :4])
         return np.clip(boxes, 0, side)
 
     def _features(

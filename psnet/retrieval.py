@@ -76,6 +76,9 @@ class CropRetrieval(nn.Module):
     Pooling to a 2 × 2 grid and not to one cell keeps where in the region a print sits.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, dim: int, width: int = 32, side: int = 64, grid: int = 2) -> None:
         super().__init__()
         self.side = side

@@ -8,11 +8,13 @@ optional ``mask`` (a PNG, 255 on the garment), ``bbox`` and ``regions`` as xyxy 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -104,7 +106,7 @@ def read_labels(
 def _cut_out(garment: LabelledGarment) -> np.ndarray | None:
     """GrabCut (Rother et al., SIGGRAPH 2004) started from the box and the landmarks; None when it looks
     wrong."""
-    import cv2  # only the preparation of training data needs it
+    cv2: Any = importlib.import_module("cv2")  # only the preparation of training data needs it
 
     pixels = garment.read()
     height, width = pixels.shape[:2]

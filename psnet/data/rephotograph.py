@@ -227,6 +227,7 @@ def rephotograph(
     inverse = np.linalg.inv(matrix)
     size = (frame_w, frame_h)
 
+    alpha: Image.Image | None = None
     fill = tuple(int(v) for v in np.median(subject.pixels.reshape(-1, 3)[::97], 0))
     source = Image.fromarray(subject.pixels)
     if subject.mask is not None and rng.random() < camera.new_background:
@@ -242,7 +243,8 @@ def rephotograph(
             ground = ImageChops.multiply(ground, shade.convert("RGB"))
         picture = Image.composite(_warp(source, inverse, size), ground, alpha)
     else:
-        alpha = None if subject.mask is None else _warp(Image.fromarray(subject.mask), inverse, size)
+        if subject.mask is not None:
+            alpha = _warp(Image.fromarray(subject.mask), inverse, size)
         inside = _warp(Image.new("L", (width, height), 255), inverse, size)
         ground = Image.new("RGB", size, fill)
         picture = Image.composite(_warp(source, inverse, size), ground, inside)

@@ -1,4 +1,4 @@
-"""``python -m psnet.render labels OUT --count N --seed S``: rendered photographs with labels, for training."""
+"""``python -m psnet.render labels OUT --count N --seed S``: rendered photographs with labels for training."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def write_labels(out: Path, count: int, seed: int = 0) -> Path:
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
-    rows, index = [], 0
+    rows: list[dict[str, object]] = []
+    index = 0
     while len(rows) < count:
         rng = np.random.default_rng((seed, index))
         design = sample_design(rng, TORSO_CATEGORIES[index % len(TORSO_CATEGORIES)])

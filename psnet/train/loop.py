@@ -117,7 +117,7 @@ def _checkpoint_step(path: Path) -> int:
 def fit(
     model: nn.Module,
     samples: Samples,
-    loss: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]],
+    loss: Callable[[nn.Module, Any], dict[str, Tensor]],
     out: Path,
     settings: LoopSettings,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -132,7 +132,7 @@ def fit(
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     device = resolve_device(settings.device)
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device).to(memory_format=torch.channels_last).train()
     decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW(

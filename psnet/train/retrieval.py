@@ -8,7 +8,7 @@ per region). The paper's regional triplet loss (section 4.2) is the alternative,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -47,10 +47,10 @@ def mirror_subject(subject: Subject, swap: np.ndarray) -> Subject:
     width = subject.pixels.shape[1]
     points = subject.landmarks[swap].copy()
     points[:, 0] = width - points[:, 0]
-    def flip(boxes):
-        return np.stack(
-            [width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1
-        )
+
+    def flip(boxes: np.ndarray) -> np.ndarray:
+        return np.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
+
     return Subject(
         pixels=np.ascontiguousarray(subject.pixels[:, ::-1]),
         mask=None if subject.mask is None else np.ascontiguousarray(subject.mask[:, ::-1]),
@@ -117,7 +117,7 @@ class RetrievalSamples:
             subject = mirror_subject(subject, self.swap)
         donor = subject_of(self.garments[int(rng.integers(count))])
         parts = sample_parts(
-            Taxonomy.load("clothing11").category(garment.category).group,
+            Taxonomy.load("clothing11").category(garment.category).group or "",
             int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])),
             rng,
             bool(garment.absent[1:3].all()),
@@ -194,7 +194,9 @@ def region_triplet(features: Tensor, design: Tensor, margin: float = 0.5) -> Ten
     return total
 
 
-def retrieval_loss(temperature: float, kind: str = "contrast"):
+def retrieval_loss(
+    temperature: float, kind: str = "contrast"
+) -> Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]:
     """The loss of one batch; ``kind`` contrast (default) or triplet."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
