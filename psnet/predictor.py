@@ -199,8 +199,8 @@ class Predictor:
             )
 
     def _region_boxes(self, points: np.ndarray, said: np.ndarray, dress: np.ndarray) -> np.ndarray:
-        """The mean of the landmarks' geometry and of the branch's own boxes, which measures better than either
-        on the held-out garments; but for the waist, where geometry alone does."""
+        """The mean of the landmarks' geometry and of the branch's own boxes, which measures better than
+        either on the held-out garments; but for the waist, where geometry alone does."""
         side = self.model.config.crop_side
         margin = GARMENT_MARGIN / (1 + 2 * GARMENT_MARGIN) * side
         whole = np.broadcast_to(

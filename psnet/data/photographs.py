@@ -134,7 +134,7 @@ def _cut_out(garment: LabelledGarment) -> np.ndarray | None:
             shoulder = 0.5 * (point[f"{side}_armpit"] + point[f"{side}_collar"])
             end = shoulder + 0.85 * (point[f"{side}_sleeve"] - shoulder)
             thick = max(2, int(0.05 * (x1 - x0)))
-            cv2.line(mask, tuple(np.int32(shoulder)), tuple(np.int32(end)), cv2.GC_FGD, thick)
+            cv2.line(mask, shoulder.astype(int).tolist(), end.astype(int).tolist(), cv2.GC_FGD, thick)
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     try:
         cv2.setRNGSeed(0)
