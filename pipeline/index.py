@@ -31,7 +31,7 @@ from pipeline.extract import garment_shards
 from pipeline.progress import track
 from pipeline.rundir import RunDirectory, inputs_digest, write_atomically
 from pipeline.settings import IndexSettings, Settings
-from pipeline.vectors import Vectors, garment_count, open_vectors, write_vectors
+from pipeline.vectors import Vectors, garment_count, open_vectors, visible_count, write_vectors
 from psnet.config import digest
 from psnet.regions import NUM_REGIONS, Presence
 from psnet.similarity import Comparison, compare, mirrored_presence
@@ -75,7 +75,7 @@ def build_index(run: RunDirectory, settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """A file of garments."""
+    """A file of garments; ``garments`` counts those with something to see."""
 
     path: Path
     sha256: str
@@ -94,7 +94,7 @@ class _Builder:
         }
 
     def build(self, shards: Sequence[Path]) -> dict[str, Any]:
-        sources = [_Source(path, _sha256(path), garment_count(path)) for path in shards]
+        sources = [_Source(path, _sha256(path), visible_count(path)) for path in shards]
         former = self._former()
         groups = self._groups(sources, former)
         if groups and former and former["template"]:
@@ -393,9 +393,9 @@ class GarmentIndex:
         query, shard_number, row = np.unique(np.concatenate(keys), axis=0).T
         return Candidates(query, shard_number, row)
 
-    def keys(self) -> list[tuple[pa.Array, np.ndarray]]:
-        """Per shard the image hashes and garment indices of its rows."""
-        return [(shard.vectors.sha256, shard.vectors.garment) for shard in self._shards]
+    def pictures(self) -> list[pa.Array]:
+        """Per shard the image hash of each of its rows."""
+        return [shard.vectors.sha256 for shard in self._shards]
 
 
 def masked_queries(

@@ -27,7 +27,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -419,7 +419,7 @@ class Search:
         pictures = vectors.sha256.take(starts)
         numbers = [
             np.asarray(pc.fill_null(pc.index_in(sha256, value_set=pictures), -1)).astype(np.int64)
-            for sha256, _ in index.keys()
+            for sha256 in index.pictures()
         ]
         is_partner = self.sides.partners.count > 0
         allowed = [np.flatnonzero((number >= 0) & is_partner[number]) for number in numbers]
@@ -670,13 +670,15 @@ def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> _Pictur
 
 
 def _same_picture_pairs(search: Search, pictures: np.ndarray) -> _PicturePairs:
-    """Each picture that several items show, with itself: garment 0 against garment 0."""
+    """Each picture that several items show, with itself: garment 0 against garment 0, score 1 by definition,
+    however few regions can be seen."""
     sides = search.sides
     several = sides.queries.count[pictures] + sides.partners.count[pictures] > (2 if sides.symmetric else 1)
     shared = pictures[several & (sides.partners.count[pictures] > 0)]
     block = search.job.block(shared)
     rows = np.arange(len(shared))
     found = rescore(block, block, rows, rows, scoring=search.job.scoring, mirrored=False)
+    found = replace(found, score=np.ones_like(found.score))
     return _PicturePairs(*(getattr(found, name) for name in _PicturePairs.__dataclass_fields__))
 
 

@@ -139,6 +139,12 @@ def garment_count(shard: Path, contents: pa.Array | None = None) -> int:
     return pc.sum(chosen).as_py() or 0
 
 
+def visible_count(shard: Path) -> int:
+    """Number of garments of which a region can be seen, those that ``write_vectors`` takes."""
+    presence = unpack_presence(pq.read_table(shard, columns=["presence"])["presence"])
+    return int((presence == Presence.PRESENT).any(1).sum())
+
+
 def group_codes(groups: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Group names to rows of ``psnet.regions.GROUPS``, -1 for anything else."""
     codes = pc.index_in(groups, value_set=pa.array(GROUPS))

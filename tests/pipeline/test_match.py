@@ -1,0 +1,438 @@
+"""The pair search: equal to a plain double loop, whatever the blocks, shards and workers, and after any
+crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.index import build_index
+from pipeline.judge import judge
+from pipeline.match import match
+from pipeline.rundir import RunDirectory
+from pipeline.schema import COS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
+from pipeline.settings import Settings, load_settings
+from psnet.regions import GROUPS, MIRROR, REGIONS
+from psnet.verdict import Calibration
+from tests.pipeline.synthetic_garments import (
+    ABSENT,
+    HIDDEN,
+    PRESENT,
+    Catalogue,
+    catalogue,
+    plain_items,
+    sha,
+    write_run,
+)
+
+UNEQUAL = [1.0, 0.5, 0.5, 2.0, 1.0]
+
+
+@pytest.fixture
+def settings_for(tiny_weights: Path):
+    def make(*overrides: str) -> Settings:
+        return load_settings(None, [f"extract.weights={tiny_weights}", *overrides])
+
+    return make
+
+
+def shared_items(pictures: int) -> list[dict[str, object]]:
+    """One item per picture, and some pictures shown by three items."""
+    items = plain_items(pictures)
+    for number in range(0, pictures, 40):
+        items += [
+            {**items[number], "item_id": f"{name}{number}", "seller_id": f"{name}{number}"} for name in "az"
+        ]
+    return items
+
+
+# --- the double loop
+
+
+def loop_scores(
+    source: Catalogue, scoring: str, weights: dict[str, list[float]]
+) -> dict[tuple[str, str], tuple[float, bool]]:
+    """Score of every ordered pair of pictures, and whether it is mirrored, in float64, pair by pair."""
+    features = source.features.astype(np.float64)
+    mirrored = source.mirrored.astype(np.float64)
+    plain = np.einsum("qrd,xrd->qxr", features, features).tolist()
+    flipped = np.einsum("qrd,xrd->qxr", features, mirrored).tolist()
+    presence, turned = source.presence.tolist(), source.presence[:, list(MIRROR)].tolist()
+    best: dict[tuple[str, str], tuple[float, bool]] = {}
+    for q in range(len(features)):
+        w = weights[source.group[q]]
+        for x in range(len(features)):
+            if source.picture[q] == source.picture[x]:
+                continue
+            straight = loop_score(
+                [c[q, x] for c in plain], source.presence[q], source.presence[x], w, scoring
+            )
+            turn = loop_score(flipped[q][x], presence[q], turned[x], w, scoring)
+            score = (turn, True) if turn > straight + 1e-6 else (straight, False)
+            key = sha(source.picture[q]), sha(source.picture[x])
+            if key not in best or score[0] > best[key][0]:
+                best[key] = score
+    return best
+
+
+def loop_score(cos, pq_, px, w, scoring):
+    used = [r for r in range(5) if HIDDEN not in (pq_[r], px[r]) and not (pq_[r] == ABSENT == px[r])]
+    c = [cos[r] if pq_[r] == PRESENT == px[r] else 0.0 for r in range(5)]
+    if scoring == "weighted":
+        total = sum(w[r] for r in used)
+        return sum(w[r] * c[r] for r in used) / total if total else 0.0
+    if len(used) < 3:
+        total = sum(w[r] for r in used) + (3 - len(used)) * sum(w) / 5
+        return sum(w[r] * c[r] for r in used) / total
+    wc = [w[r] * c[r] for r in range(5)]
+    return max((wc[a] + wc[b] + wc[d]) / (w[a] + w[b] + w[d]) for a, b, d in combinations(used, 3))
+
+
+def loop_pairs(scores, items, source: Catalogue, threshold: float, k: int, limit: int):
+    """query item -> [(match item, score, mirrored)], best first."""
+    visible = {sha(p) for p in source.picture[(source.presence == PRESENT).any(1)]}
+    by_query = defaultdict(list)
+    for a in items:
+        for b in items:
+            one, other = a["image_sha256"], b["image_sha256"]
+            if a is b or one not in visible or other not in visible:
+                continue
+            score, flip = (1.0, False) if one == other else scores[one, other]
+            by_query[a["item_id"]].append((b["item_id"], score, flip))
+    kept = {}
+    for query, partners in by_query.items():
+        partners.sort(key=lambda p: (-p[1], p[0]))
+        kept[query] = [
+            p for rank, p in enumerate(partners) if rank < k or (p[1] >= threshold and rank < limit)
+        ]
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("scoring", "weights", "pictures"),
+    [("best_regions", None, 300), ("best_regions", UNEQUAL, 100), ("weighted", UNEQUAL, 100)],
+)
+def test_blocks_find_what_a_double_loop_in_float64_finds(
+    tmp_path, settings_for, ray_local, scoring, weights, pictures
+):
+    source, items = catalogue(pictures), shared_items(pictures)
+    run = write_run(tmp_path / "run", source, items, shards=3)
+    table = {group: weights or [1.0] * 5 for group in GROUPS}
+    if weights:  # two groups weigh differently: scores then depend on who asks
+        table["dress"] = table["tops"] = weights[::-1]
+    overrides = [f"match.region_weights={table}", f"match.scoring={scoring}", "match.block_size=64"]
+    match(run, settings_for(*overrides, "match.min_score=0.75", "match.max_pairs_per_item=30"))
+    found = pq.read_table(run.pairs_path)
+    assert found.schema.equals(PAIR_SCHEMA)
+
+    expected = loop_pairs(loop_scores(source, scoring, table), items, source, 0.75, 20, 30)
+    assert found.num_rows == sum(map(len, expected.values()))
+    rows = defaultdict(list)
+    for row in found.to_pylist():
+        rows[row["query_item_id"]].append(row)
+    for query, partners in expected.items():
+        got = rows[query]
+        assert [row["rank"] for row in got] == list(range(1, len(partners) + 1))
+        np.testing.assert_allclose([row["score"] for row in got], [p[1] for p in partners], atol=1e-5)
+        known = {p[0]: p for p in partners}
+        assert {row["match_item_id"] for row in got} == set(known)
+        for row in got:
+            _, score, flip = known[row["match_item_id"]]
+            assert abs(row["score"] - score) < 1e-5
+            assert row["mirrored"] == flip
+
+
+def test_columns_of_a_pair_agree_with_each_other(tmp_path, settings_for):
+    run = write_run(tmp_path / "run", catalogue(120), plain_items(120))
+    match(run, settings_for())
+    threshold = Calibration.default().kept_threshold
+    for row in pq.read_table(run.pairs_path).to_pylist():
+        cosines = [row[column] for column in COS_COLUMNS]
+        states = [
+            "not_comparable" if cos is None else "kept" if cos >= t else "changed"
+            for cos, t in zip(cosines, threshold, strict=True)
+        ]
+        assert states == [row[column] for column in STATE_COLUMNS]
+        changed = [name for name, state in zip(REGIONS, states, strict=True) if state == "changed"]
+        assert changed == row["modified_regions"]
+        best = sorted((cos for cos in cosines if cos is not None), reverse=True)[:3]
+        assert row["score"] == pytest.approx(sum(best) / 3, abs=1e-6)
+        assert (row["relation"] == "undecidable") == (len(best) < 3)
+        assert row["normalised_score"] <= row["score"] + 1e-6 or row["score"] > 1 or row["score"] < 0
+
+
+# --- independence
+
+
+def results(run: RunDirectory) -> tuple[pa.Table, pa.Table, int]:
+    return (
+        pq.read_table(run.pairs_path),
+        pq.read_table(run.suspects_path),
+        run.stage_record("match")["pairs_left_out"],
+    )
+
+
+def test_result_does_not_depend_on_blocks_or_shards(tmp_path, settings_for, ray_local):
+    source, items = catalogue(200, copies=0.6, seed=3), shared_items(200)
+    several = []
+    for number, (shards, size) in enumerate([(1, 4096), (3, 100), (7, 37)]):
+        run = write_run(tmp_path / str(number), source, items, shards=shards, seed=number)
+        # Many pairs above the threshold, few allowed: what is left out has to be counted right as well.
+        settings = settings_for(
+            f"match.block_size={size}",
+            "match.min_score=0.3",
+            "match.max_pairs_per_item=25",
+            "match.background_size=50",
+        )
+        match(run, settings)
+        judge(run, settings)
+        several.append(results(run))
+    assert several[0][2] > 1000
+    for other in several[1:]:
+        assert other[0].equals(several[0][0])
+        assert other[1].equals(several[0][1])
+        assert other[2] == several[0][2]
+
+
+DRIVER = """
+import sys
+from pipeline.match import match
+from pipeline.rundir import RunDirectory
+from pipeline.settings import load_settings
+match(RunDirectory(sys.argv[1]), load_settings(None, sys.argv[2:]))
+"""
+
+
+def start_driver(run: RunDirectory, *overrides: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(run.path), *overrides],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process ids and names of all that ``pid`` has started."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit():
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                names[int(entry.name)] = (entry / "cmdline").read_text()
+        except OSError:
+            pass  # gone meanwhile
+    found, fresh = {}, {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh}
+        found |= {child: names.get(child, "") for child in fresh}
+    return found
+
+
+def blocks(run: RunDirectory) -> dict[str, tuple[int, int]]:
+    """Finished blocks: inode and time of writing."""
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in run.match_dir.glob("*/block-*.parquet")
+    }
+
+
+@pytest.mark.slow
+def test_killed_worker_and_driver_cost_nothing_that_is_finished(tmp_path, settings_for, ray_local):
+    source, items = catalogue(700, dim=128, seed=4), plain_items(700)
+    size = "match.block_size=16"
+    whole = write_run(tmp_path / "whole", source, items)
+    settings = settings_for()
+    match(whole, settings)
+    judge(whole, settings)
+
+    run = write_run(tmp_path / "killed", source, items)
+    driver = start_driver(
+        run, f"extract.weights={settings.extract.weights}", size, "ray.num_cpus=3", "ray.object_store_mb=80"
+    )
+    wait_for(lambda: len(blocks(run)) >= 20, driver)
+    workers = [pid for pid, name in descendants(driver.pid).items() if name.startswith("ray::_compute_block")]
+    os.kill(workers[0], signal.SIGKILL)
+    before = len(blocks(run))
+    wait_for(lambda: len(blocks(run)) >= before + 20, driver)
+    family = descendants(driver.pid)
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+    finished = blocks(run)
+    assert not run.pairs_path.exists()
+    assert 40 <= len(finished) < 44 * 45 / 2
+
+    again = settings_for(size)
+    match(run, again)
+    judge(run, again)
+    assert {name: blocks(run)[name] for name in finished} == finished
+    assert run.stage_record("match")["blocks_found"] == len(finished)
+    assert results(run)[0].equals(results(whole)[0])
+    assert results(run)[1].equals(results(whole)[1])
+
+
+def wait_for(condition, driver: subprocess.Popen[bytes] | None = None, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if driver is not None and driver.poll() is not None:
+            raise AssertionError(f"the driver ended: {driver.stderr.read().decode()}")
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_one_worker_gives_the_same(tmp_path, settings_for):
+    source, items = catalogue(150, seed=5), plain_items(150)
+    alone, settings = write_run(tmp_path / "driver", source, items), settings_for()
+    match(alone, settings)
+    run = write_run(tmp_path / "worker", source, items, shards=2)
+    driver = start_driver(
+        run,
+        f"extract.weights={settings.extract.weights}",
+        "match.block_size=64",
+        "ray.num_cpus=1",
+        "ray.object_store_mb=80",
+    )
+    _, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 0, errors.decode()
+    assert pq.read_table(run.pairs_path).equals(pq.read_table(alone.pairs_path))
+
+
+# --- resume, bad input
+
+
+def test_a_second_match_does_nothing_and_a_lost_result_is_made_from_the_blocks(
+    tmp_path, settings_for, ray_local
+):
+    run = write_run(tmp_path / "run", catalogue(100), plain_items(100))
+    settings = settings_for("match.block_size=40")
+    match(run, settings)
+    pairs, written = pq.read_table(run.pairs_path), run.pairs_path.stat().st_mtime_ns
+    match(run, settings)
+    assert run.pairs_path.stat().st_mtime_ns == written
+    finished = blocks(run)
+    run.pairs_path.unlink()
+    match(run, settings)
+    assert blocks(run) == finished
+    assert pq.read_table(run.pairs_path).equals(pairs)
+    match(run, settings_for("match.block_size=40", "match.mirrored=false"))
+    assert not pq.read_table(run.pairs_path).equals(pairs)
+
+
+def test_match_asks_for_what_comes_before(tmp_path, settings_for):
+    run = RunDirectory(tmp_path / "run")
+    run.update(kind="scan")
+    with pytest.raises(UserError, match="extract"):
+        match(run, settings_for())
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_catalogue_of_almost_nothing(tmp_path, settings_for, pictures):
+    source = catalogue(pictures, copies=0, flipped=0, several=0, all_visible=True)
+    run = write_run(tmp_path / "run", source, plain_items(pictures))
+    settings = settings_for()
+    build_index(run, settings)
+    match(run, settings)
+    judge(run, settings)
+    assert pq.read_table(run.pairs_path).num_rows == (0 if pictures == 1 else 2)
+
+
+def test_a_catalogue_in_which_nothing_can_be_seen(tmp_path, settings_for):
+    source = catalogue(20)
+    source.presence[:] = HIDDEN
+    source.presence[:, 0] = ABSENT
+    run = write_run(tmp_path / "run", source, plain_items(20))
+    settings = settings_for()
+    build_index(run, settings)
+    match(run, settings)
+    judge(run, settings)
+    assert pq.read_table(run.pairs_path).num_rows == pq.read_table(run.suspects_path).num_rows == 0
+    record = run.stage_record("match")
+    assert record["in"] == record["failed"]["no_visible_region"] == len(source.picture)
+
+
+def test_items_of_one_picture_are_identical_however_little_can_be_seen(tmp_path, settings_for):
+    source = catalogue(30, several=0)
+    source.presence[0] = [PRESENT, HIDDEN, HIDDEN, HIDDEN, ABSENT]
+    source.features[0, 0] = source.features[0, 0] * 0 + 16**-0.5
+    items = plain_items(30)
+    items.append({**items[0], "item_id": "again", "seller_id": "another"})
+    run = write_run(tmp_path / "run", source, items)
+    settings = settings_for("judge.min_score=0.3", "match.min_score=0.3")
+    match(run, settings)
+    judge(run, settings)
+    (pair,) = [
+        row
+        for row in pq.read_table(run.suspects_path).to_pylist()
+        if {row["original_item_id"], row["suspect_item_id"]} == {"again", items[0]["item_id"]}
+    ]
+    assert pair["relation"] == "identical"
+    assert pair["modified_regions"] == []
+    assert pair["explanation"].startswith("Both items show the very same picture")
+
+
+# --- sweeps
+
+
+def sweep_run(path: Path, source: Catalogue, items, originals, settings: Settings) -> RunDirectory:
+    run = write_run(path, source, items, shards=3)
+    run.update(kind="sweep")
+    pq.write_table(pa.table({"item_id": [item["item_id"] for item in originals]}), run.queries_path)
+    build_index(run, settings)
+    match(run, settings)
+    return run
+
+
+def test_a_sweep_compares_originals_with_the_others_only(tmp_path, settings_for, ray_local):
+    source, items = catalogue(200, seed=6), shared_items(200)
+    originals = items[:30] + items[-2:]
+    names = {item["item_id"] for item in originals}
+    settings = settings_for("match.block_size=50", "match.best_k=300", "match.max_pairs_per_item=300")
+    scan = write_run(tmp_path / "scan", source, items)
+    match(scan, settings)
+    run = sweep_run(tmp_path / "sweep", source, items, originals, settings)
+    key = ("query_item_id", "match_item_id", "score", "relation", "mirrored")
+    expected = {
+        tuple(row[name] for name in key)
+        for row in pq.read_table(scan.pairs_path).to_pylist()
+        if row["query_item_id"] in names and row["match_item_id"] not in names
+    }
+    found = {tuple(row[name] for name in key) for row in pq.read_table(run.pairs_path).to_pylist()}
+    assert found == expected
+    judge(run, settings)
+    suspects = pq.read_table(run.suspects_path).to_pylist()
+    assert suspects
+    for row in suspects:
+        assert len(names & {row["original_item_id"], row["suspect_item_id"]}) == 1
+
+
+def test_a_sweep_through_an_approximate_index_that_looks_everywhere_equals_the_exact_one(
+    tmp_path, settings_for
+):
+    source, items = catalogue(200, seed=6), shared_items(200)
+    originals = items[:30] + items[-2:]
+    few = ["match.best_k=10", "match.max_pairs_per_item=40"]
+    exact = sweep_run(tmp_path / "exact", source, items, originals, settings_for(*few))
+    through = sweep_run(
+        tmp_path / "index",
+        source,
+        items,
+        originals,
+        settings_for(*few, "index.factory='IVF4,Flat'", "index.nprobe=4", "index.shard_size=60"),
+    )
+    assert through.stage_record("match")["exact"] is False
+    assert through.stage_record("index")["shards"] > 1
+    assert pq.read_table(through.pairs_path).equals(pq.read_table(exact.pairs_path))
