@@ -75,21 +75,18 @@ def init_ray(settings: Settings) -> None:
     address = settings.ray.address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
-    workers_too = settings.log_level == "debug"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
+            workers_too = settings.log_level == "debug"
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=workers_too)
         else:
-            ray.init(
-                # Never a cluster that somebody else happens to run on this machine.
-                address="local",
-                num_cpus=settings.ray.num_cpus,
-                object_store_memory=_object_store_bytes(settings.ray.object_store_mb),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=workers_too,
-            )
+            try:
+                _start_ray(settings)
+            except Exception:
+                # Ray gives itself 30 s, too few on a busy machine. The second start has its files in memory.
+                ray.shutdown()
+                _start_ray(settings)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
@@ -97,6 +94,20 @@ def init_ray(settings: Settings) -> None:
     # Ray puts its own handler there, under which the program would end without a word.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _start_ray(settings: Settings) -> None:
+    import ray
+
+    ray.init(
+        # Never a cluster that somebody else happens to run on this machine.
+        address="local",
+        num_cpus=settings.ray.num_cpus,
+        object_store_memory=_object_store_bytes(settings.ray.object_store_mb),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=settings.log_level == "debug",
+    )
 
 
 def _check_reachable(address: str) -> None:

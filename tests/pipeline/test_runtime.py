@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
 from pipeline import runtime
 from pipeline.errors import RunError
-from pipeline.settings import RaySettings, Settings
 
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
 
@@ -58,9 +56,10 @@ def test_the_object_store_fits_into_shared_memory():
 
 
 def test_no_cluster_at_the_address_is_one_clear_line():
-    settings = replace(Settings(), ray=RaySettings(address="127.0.0.1:1"))
-    with pytest.raises(RunError, match=r"cannot join the Ray cluster at 127\.0\.0\.1:1"):
-        runtime.init_ray(settings)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"):
+        with pytest.raises(RunError, match="cannot join the Ray cluster at .*:1: "):
+            runtime._check_reachable(address)
+    runtime._check_reachable("auto")
 
 
 @pytest.mark.slow
