@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -75,10 +76,16 @@ class CpuMeter:
                 continue
 
 
-def bare(
-    job: Job, paths: Sequence[str], barrier: Barrier, seconds: multiprocessing.Queue[tuple[float, float]]
-) -> None:
-    """One process of the bare side: time and CPU time of the model alone over ``paths``."""
+_barrier: Barrier
+
+
+def _share(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def bare(job: Job, paths: Sequence[str]) -> tuple[float, float]:
+    """One process of the bare side: seconds and CPU seconds of the model alone over ``paths``."""
     settings = job.settings
     pictures = [
         decode_image(Path(path).read_bytes(), target_side=settings.decode_side).pixels for path in paths
@@ -86,27 +93,20 @@ def bare(
     predictor, _ = load_predictor(job)
     size = settings.batch_images
     predictor.predict(pictures[:size])
-    barrier.wait()
+    _barrier.wait(timeout=600)
     start, cpu_start = time.perf_counter(), time.process_time()
     for first in range(0, len(pictures), size):
         predictor.predict(pictures[first : first + size])
-    seconds.put((time.perf_counter() - start, time.process_time() - cpu_start))
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 def bare_seconds(job: Job, paths: Sequence[str], processes: int) -> tuple[float, float]:
     """Seconds, and CPU seconds, that ``processes`` bare loops side by side need for ``paths``."""
     context = multiprocessing.get_context("spawn")
-    barrier, seconds = context.Barrier(processes), context.Queue()
     os.environ.update(WORKER_ENVIRONMENT)  # read by the allocator when a process starts
-    workers = [
-        context.Process(target=bare, args=(job, paths[n::processes], barrier, seconds))
-        for n in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    measured = [seconds.get() for _ in workers]
-    for worker in workers:
-        worker.join()
+    # The barrier gives each process one share: nobody takes a second before all have begun.
+    with ProcessPoolExecutor(processes, context, _share, (context.Barrier(processes),)) as pool:
+        measured = list(pool.map(bare, [job] * processes, [paths[n::processes] for n in range(processes)]))
     return max(wall for wall, _ in measured), sum(cpu for _, cpu in measured)
 
 
@@ -135,6 +135,8 @@ def measure(catalogue: Path, images: int, settings: Settings, folder: Path) -> d
     job = Job("", "", "", "", "cpu", settings.crawl.max_pixels, settings.extract)
 
     before = bare_seconds(job, paths, processes)
+    # Ray gives its workers a low priority (nice 15); the two sides shall be equals.
+    os.environ["RAY_worker_niceness"] = "0"
     start = time.perf_counter()
     with CpuMeter() as cpu:
         init_ray(settings)
