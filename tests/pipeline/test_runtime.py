@@ -57,7 +57,7 @@ def test_the_object_store_fits_into_shared_memory():
 
 def test_no_cluster_at_the_address_is_one_clear_line():
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"):
-        with pytest.raises(RunError, match="cannot join the Ray cluster at .*:1: "):
+        with pytest.raises(RunError, match=r"cannot join the Ray cluster at .*:1: "):
             runtime._check_reachable(address)
     runtime._check_reachable("auto")
 
