@@ -136,7 +136,7 @@ def measure(catalogue: Path, images: int, settings: Settings, folder: Path) -> d
 
     before = bare_seconds(job, paths, processes)
     # Ray gives its workers a low priority (nice 15); the two sides shall be equals.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
     start = time.perf_counter()
     with CpuMeter() as cpu:
         init_ray(settings)
