@@ -153,7 +153,7 @@ def fit_calibration(settings: TrainSettings) -> None:
     out = Path(settings.out)
     save_description(out, settings.model, {"calibration": json.loads(Calibration.default().to_json())})
     _, held = load_garments(settings)
-    predictor = Predictor.load(out, settings.device, min_score=0.3)
+    predictor = Predictor.load(out, settings.device, settings.precision)
     calibration, figures = calibrate(predictor, held, stranger_images(settings), settings.seed)
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.data.edits import edit_parts, sample_parts
+from psnet.data.edits import PART_REGIONS, edit_parts
 from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.predictor import Garment, Predictor
@@ -73,14 +73,9 @@ def labelled_pairs(
         images.append(garment.read())
         for count in copies:
             donor = garments[int(rng.integers(len(garments)))]
-            sleeveless = bool(garment.absent[1:3].all())
-            parts = (
-                sample_parts(
-                    Taxonomy.load("clothing11").category(garment.category).group or "", count, rng, sleeveless
-                )
-                if count
-                else ()
-            )
+            # Evenly, not by Table 1: each region's threshold needs as many edited ones as the chest's.
+            free = [p for p in PART_REGIONS if p != "sleeves" or not garment.absent[1:3].all()]
+            parts = tuple(str(p) for p in rng.permutation(free)[:count])
             edited, _ = edit_parts(subject, parts, rng, subject_of(donor))
             states.append(edited_regions(subject, edited, parts))
             counts.append(len(parts))
@@ -112,26 +107,25 @@ def labelled_pairs(
 
 
 def kept_thresholds(pairs: LabelledPairs) -> tuple[float, ...]:
-    """Per region the cosine that separates kept from edited regions with the least balanced error."""
+    """Per region the cosine that separates kept from edited regions with the least balanced error.
+
+    Only regions seen on both sides count: absent against present is a change at any threshold. The two sleeves
+    share theirs, which is fitted on both.
+    """
     thresholds = []
-    for r in range(NUM_REGIONS):
-        usable = pairs.comparable[:, r]
-        kept = np.sort(pairs.cos[usable & (pairs.edited[:, r] == 0), r])
-        changed = np.sort(pairs.cos[usable & (pairs.edited[:, r] == 1), r])
+    for regions in ([0], [1, 2], [1, 2], [3], [4]):
+        cos, edited = pairs.cos[:, regions], pairs.edited[:, regions]
+        usable = pairs.comparable[:, regions] & (cos != 0)
+        kept, changed = np.sort(cos[usable & (edited == 0)]), np.sort(cos[usable & (edited == 1)])
         candidates = np.linspace(0, 0.98, 197)
-        # Copies keep far more regions than they change (Table 1), so a kept one taken for changed weighs
-        # double.
-        error = (
-            2 * np.searchsorted(kept, candidates) / max(len(kept), 1)
-            + 1
-            - np.searchsorted(changed, candidates) / max(len(changed), 1)
-        )
+        error = np.searchsorted(kept, candidates) / max(len(kept), 1)
+        error += 1 - np.searchsorted(changed, candidates) / max(len(changed), 1)
         thresholds.append(round(float(candidates[int(error.argmin())]), 3))
     return tuple(thresholds)
 
 
 def stranger_scores(predictor: Predictor, images: Sequence[Path]) -> np.ndarray:
-    """(n,) for every garment the score of its best partner in a catalogue without copies, best pair first."""
+    """(n,) for every garment the score of its best partner in a catalogue without copies, greatest first."""
     found = [
         g
         for g in first_garments(predictor, [np.asarray(Image.open(p).convert("RGB")) for p in images])

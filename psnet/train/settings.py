@@ -24,7 +24,7 @@ class TrainSettings:
     empty: str | None = None
     empty_categories: tuple[str, ...] = ("Pants", "Shorts", "Skirt", "Shoes", "Hat")
     background: str | None = None
-    background_images: int = 1500
+    background_images: int = 800
     out: str = "training"
     holdout: int = 10
     workers: int = 1
