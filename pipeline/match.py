@@ -639,7 +639,8 @@ def _item_pairs(
     match_item = sides.partners.items[sides.partners.start[pairs.match][row] + within % partners[row]]
     others = query != match_item
     row, query, match_item = row[others], query[others], match_item[others]
-    order = np.lexsort((match_item, -pairs.score[row], query))
+    # By picture first: the order of the file must not show where blocks ended.
+    order = np.lexsort((match_item, -pairs.score[row], query, pairs.query[row]))
     row, query, match_item = row[order], query[order], match_item[order]
     kept, dropped = _best_of_each(query, pairs.score[row], wanted)
     row, query, match_item = row[kept], query[kept], match_item[kept]

@@ -76,9 +76,7 @@ def loop_scores(
         for x in range(len(features)):
             if source.picture[q] == source.picture[x]:
                 continue
-            straight = loop_score(
-                [c[q, x] for c in plain], source.presence[q], source.presence[x], w, scoring
-            )
+            straight = loop_score(plain[q][x], presence[q], presence[x], w, scoring)
             turn = loop_score(flipped[q][x], presence[q], turned[x], w, scoring)
             score = (turn, True) if turn > straight + 1e-6 else (straight, False)
             key = sha(source.picture[q]), sha(source.picture[x])
@@ -224,13 +222,25 @@ def start_driver(run: RunDirectory, *overrides: str) -> subprocess.Popen[bytes]:
     )
 
 
+def process_state(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on: state, parent, ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return process_state(pid)[0] != "Z"  # nobody may be there to bury it
+    except OSError:
+        return False
+
+
 def descendants(pid: int) -> dict[int, str]:
-    """Process ids and names of all that ``pid`` has started."""
+    """Process ids and names of all living ones that ``pid`` has started."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit():
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if entry.name.isdigit() and is_alive(int(entry.name)):
+                parents[int(entry.name)] = int(process_state(int(entry.name))[1])
                 names[int(entry.name)] = (entry / "cmdline").read_text()
         except OSError:
             pass  # gone meanwhile
@@ -270,7 +280,11 @@ def test_killed_worker_and_driver_cost_nothing_that_is_finished(tmp_path, settin
     family = descendants(driver.pid)
     driver.kill()
     driver.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+    # Workers end with their driver; Ray's agents, which compute nothing, take a minute to notice.
+    agents = {pid for pid, name in family.items() if "Agent" in name}
+    wait_for(lambda: not any(map(is_alive, family.keys() - agents)))
+    for pid in filter(is_alive, agents):
+        os.kill(pid, signal.SIGKILL)
     finished = blocks(run)
     assert not run.pairs_path.exists()
     assert 40 <= len(finished) < 44 * 45 / 2
