@@ -90,6 +90,7 @@ class _Builder:
             "format": _FORMAT,
             "model_tag": model_tag,
             "factory": settings.factory,
+            "nprobe": settings.nprobe,
             "template": None,
         }
 
@@ -186,8 +187,6 @@ class _Builder:
                 f"index.factory: {self._settings.factory!r} does not work for {count} garments of "
                 f"{rows.shape[1]} numbers ({reason}); use Flat"
             ) from None
-        if hasattr(index, "nprobe"):
-            index.nprobe = self._settings.nprobe
         name = f"template-{inputs_digest(self._manifest['model_tag'], self._settings.factory)}.faiss"
         _write_faiss(index, self._folder / name)
         return {"name": name, "sha256": _sha256(self._folder / name)}
@@ -235,7 +234,9 @@ def open_index(run: RunDirectory) -> GarmentIndex:
         wrong = _mismatch(folder, entry)
         if wrong:
             raise UserError(f"{wrong}; run `psnet index` again")
-    return GarmentIndex([_Shard.open(folder / entry["name"]) for entry in manifest["shards"]])
+    return GarmentIndex(
+        [_Shard.open(folder / entry["name"], manifest["nprobe"]) for entry in manifest["shards"]]
+    )
 
 
 def _mismatch(folder: Path, entry: dict[str, Any]) -> str | None:
@@ -256,8 +257,11 @@ class _Shard:
     vectors: Vectors
 
     @classmethod
-    def open(cls, target: Path) -> _Shard:
+    def open(cls, target: Path, nprobe: int) -> _Shard:
         index = faiss.read_index(f"{target}.faiss", faiss.IO_FLAG_MMAP_IFC)
+        lists = faiss.try_extract_index_ivf(index)
+        if lists is not None:
+            lists.nprobe = nprobe
         try:
             on_gpu = faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else None
         except RuntimeError:  # a kind of index that has no GPU version, or too large for the card

@@ -1,0 +1,199 @@
+"""The FAISS index: equal to brute force, built only where something changed, refused where something is
+wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.extract import write_shard
+from pipeline.index import build_index, masked_queries, open_index, read_manifest
+from pipeline.rundir import RunDirectory
+from pipeline.settings import Settings, load_settings
+from psnet.regions import Presence
+from psnet.similarity import compare
+from tests.pipeline.synthetic_garments import Catalogue, catalogue, garment_table, plain_items, sha, write_run
+
+
+def settings(*overrides: str) -> Settings:
+    return load_settings(None, list(overrides))
+
+
+@pytest.fixture(scope="module")
+def source() -> Catalogue:
+    return catalogue(200, dim=24, seed=8)
+
+
+def unequal(count: int) -> np.ndarray:
+    return np.tile(np.array([1, 0.5, 0.5, 2, 1.5], np.float32), (count, 1))
+
+
+@pytest.mark.parametrize("scoring", ["best_regions", "weighted"])
+@pytest.mark.parametrize("weights", [lambda n: np.ones((n, 5), np.float32), unequal])
+def test_search_equals_brute_force(tmp_path, source, scoring, weights):
+    source = catalogue(200, dim=24, seed=8, all_visible=scoring == "weighted")
+    run = write_run(tmp_path / "run", source, plain_items(200), shards=4)
+    build_index(run, settings("index.shard_size=100"))
+    index = open_index(run)
+    visible = np.flatnonzero((source.presence == Presence.PRESENT).sum(1) >= 3)
+    assert len(index) == (source.presence == Presence.PRESENT).any(1).sum()
+    asked = visible[:40]
+    w = weights(len(asked))
+    found = index.search(
+        source.features[asked],
+        source.presence[asked],
+        w,
+        8,
+        mirrored_features=source.mirrored[asked],
+        scoring=scoring,
+    )
+    for number, q in enumerate(asked):
+        exact = compare(
+            source.features[q],
+            source.presence[q],
+            source.features,
+            source.presence,
+            w[number],
+            mirrored_x=source.mirrored,
+            scoring=scoring,
+        )
+        here = found.query == number
+        assert here.sum() == 8
+        best = np.sort(exact.score)[::-1][:8]
+        np.testing.assert_allclose(found.comparison.score[here], best, atol=1e-6)
+        row = {
+            (sha(p), i): n for n, (p, i) in enumerate(zip(source.picture, source.garment_index, strict=True))
+        }
+        rows = [row[key] for key in zip(found.sha256[here], found.garment[here], strict=True)]
+        np.testing.assert_array_equal(found.comparison.mirrored[here], exact.mirrored[rows])
+        assert rows[0] == q
+
+
+def test_masked_queries_are_no_more_than_needed():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((3, 5, 4)).astype(np.float32)
+    presence = np.array([[2, 2, 2, 2, 2], [2, 2, 2, 0, 1], [0, 0, 0, 0, 0]], np.uint8)
+    weights = np.ones((3, 5), np.float32)
+    vectors, owner = masked_queries(features, presence, weights, "best_regions")
+    # Ten triples; of three visible regions every subset but none; nothing to ask.
+    assert np.bincount(owner, minlength=3).tolist() == [10, 7, 0]
+    assert masked_queries(features, presence, weights, "weighted")[1].tolist() == [0, 1]
+    assert vectors.shape == (17, 20)
+
+
+def files(run: RunDirectory) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in run.index_dir.glob("shard-*")}
+
+
+def extracted_again(run: RunDirectory, digest: str) -> None:
+    with run.stage("extract", digest) as stage:
+        stage.note(shard_prefix="t-")
+
+
+def test_only_shards_that_changed_are_built(tmp_path, source):
+    run = write_run(tmp_path / "run", source, plain_items(200), shards=6)
+    few = settings("index.shard_size=70")
+    build_index(run, few)
+    before = files(run)
+    assert len(before) >= 3 * 3
+    build_index(run, few)
+    assert files(run) == before
+
+    more = catalogue(30, dim=24, seed=9)
+    more.picture += 1000
+    write_shard(run.garments_dir / "t-900.parquet", garment_table(more, np.arange(len(more.picture))), {})
+    extracted_again(run, "more")
+    build_index(run, few)
+    added = files(run)
+    assert {name: added[name] for name in before if name in added} == {
+        n: t for n, t in before.items() if n in added
+    }
+    assert len(before.keys() - added.keys()) <= 3  # a shard that had room may have been filled up
+
+    manifest = read_manifest(run.index_dir)
+    gone = next(iter(manifest["shards"][0]["sources"]))
+    (run.garments_dir / gone).unlink()
+    extracted_again(run, "less")
+    build_index(run, few)
+    left = files(run)
+    untouched = {entry["name"] for entry in manifest["shards"][1:] if entry["garments"] >= 35}
+    assert {name: left[name] for name in left if name.split(".")[0] in untouched} == {
+        name: added[name] for name in added if name.split(".")[0] in untouched
+    }
+    garments = [pq.read_table(path, columns=["presence"]) for path in run.garments_dir.glob("*.parquet")]
+    visible = sum(any(v == 2 for v in p) for table in garments for p in table["presence"].to_pylist())
+    assert len(open_index(run)) == visible
+
+
+@pytest.mark.parametrize("suffix", [".faiss", ".features", ".parquet"])
+def test_a_shard_that_is_not_the_manifests_is_refused_and_built_again(tmp_path, source, suffix):
+    run = write_run(tmp_path / "run", source, plain_items(200), shards=2)
+    build_index(run, settings())
+    path = next(run.index_dir.glob(f"shard-*{suffix}"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"is not the file that the manifest names; run `psnet index` again"):
+        open_index(run)
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        open_index(run)
+    extracted_again(run, "again")
+    build_index(run, settings())
+    assert len(open_index(run)) > 0
+
+
+def test_an_index_of_another_model_is_refused(tmp_path, source):
+    run = write_run(tmp_path / "run", source, plain_items(200))
+    with pytest.raises(UserError, match="holds no index"):
+        open_index(run)
+    build_index(run, settings())
+    run.update(model_tag="psnet-other")
+    with pytest.raises(UserError, match="was made with psnet-test, the garments with psnet-other"):
+        open_index(run)
+    manifest = Path(run.index_dir / "manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 0}))
+    with pytest.raises(UserError, match="another psnet version"):
+        open_index(run)
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "SQfp16", "HNSW16", "OPQ8_40,IVF4,PQ8x4", "IVF4,SQfp16"])
+def test_other_factories_find_copies(tmp_path, source, factory):
+    run = write_run(tmp_path / "run", source, plain_items(200), shards=3)
+    build_index(run, settings(f"index.factory='{factory}'", "index.shard_size=80"))
+    assert run.stage_record("index")["shards"] > 1
+    index = open_index(run)
+    asked = np.flatnonzero((source.presence == Presence.PRESENT).all(1))[:30]
+    weights = np.ones((len(asked), 5), np.float32)
+    found = index.search(source.features[asked], source.presence[asked], weights, 3)
+    itself = [
+        (sha(source.picture[q]), source.garment_index[q])
+        in set(zip(found.sha256[found.query == n], found.garment[found.query == n], strict=True))
+        for n, q in enumerate(asked)
+    ]
+    assert np.mean(itself) > 0.9
+
+
+@pytest.mark.parametrize("factory", ["IVF4096,Flat", "Hopeless"])
+def test_a_factory_that_does_not_suit_is_a_line(tmp_path, source, factory):
+    run = write_run(tmp_path / "run", source, plain_items(200))
+    with pytest.raises(UserError, match=r"index\.factory: .*use Flat") as caught:
+        build_index(run, settings(f"index.factory='{factory}'"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_garments_give_the_same_answers_in_any_shards(tmp_path, source):
+    answers = []
+    for number, shards in enumerate((1, 5)):
+        run = write_run(tmp_path / str(number), source, plain_items(200), shards=shards, seed=number)
+        build_index(run, settings("index.shard_size=60"))
+        weights = np.ones((20, 5), np.float32)
+        answers.append(open_index(run).search(source.features[:20], source.presence[:20], weights, 5))
+    first, second = answers
+    assert (first.sha256 == second.sha256).all()
+    assert (first.comparison.score == second.comparison.score).all()

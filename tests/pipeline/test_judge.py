@@ -1,0 +1,208 @@
+"""From pairs to suspects: who is the original, and what is never reported."""
+
+from __future__ import annotations
+
+import csv
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.judge import (
+    CSV_FIRST,
+    Items,
+    direction_of,
+    exclusion,
+    find_suspects,
+    judge,
+    read_dismissed,
+    suspect_table,
+)
+from pipeline.match import match
+from pipeline.schema import PAIR_SCHEMA, SUSPECT_SCHEMA
+from pipeline.settings import load_settings
+from tests.pipeline.synthetic_garments import catalogue, item_table, plain_items, write_run
+
+
+def item(item_id: str, **values: str) -> dict[str, str]:
+    empty = dict.fromkeys(("seller_id", "brand", "listed_at", "rights_holder", "licensed_from"), "")
+    return {**empty, "item_id": item_id, **values}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ({"seller_id": "s"}, {"seller_id": "s"}, "same_seller"),
+        ({"seller_id": "s"}, {"seller_id": "t"}, ""),
+        ({"seller_id": ""}, {"seller_id": ""}, ""),  # a folder of images names no sellers
+        ({"seller_id": "s", "licensed_from": "x|t"}, {"seller_id": "t"}, "licensed"),
+        ({"seller_id": "s"}, {"seller_id": "t", "licensed_from": " S "}, "licensed"),
+        ({"licensed_from": "Acme"}, {"brand": "ACME"}, "licensed"),
+        ({"licensed_from": "Acme Ltd"}, {"rights_holder": "acme ltd"}, "licensed"),
+        ({"licensed_from": "|"}, {"seller_id": "t"}, ""),
+    ],
+)
+def test_exclusions(a, b, reason):
+    assert exclusion(item("a", **a), item("b", **b)) == reason
+
+
+def test_a_dismissed_pair_is_excluded():
+    assert exclusion(item("a"), item("b"), dismissed=True) == "dismissed"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ({"listed_at": "2024-05-01"}, {"listed_at": "2024-04-30"}, ("b", "original_first_listed")),
+        ({"listed_at": "2024-04-30T10:00:00Z"}, {"listed_at": "2024-05-01"}, ("a", "original_first_listed")),
+        ({"listed_at": "2024-05-01"}, {"listed_at": "2024-05-01"}, ("a", "unknown")),
+        ({"listed_at": "2024-05-01"}, {"listed_at": ""}, ("a", "unknown")),
+        ({"listed_at": "May"}, {"listed_at": "2024-05-01"}, ("a", "unknown")),
+        (
+            {"listed_at": "2020-01-01", "rights_holder": "Acme"},
+            {"listed_at": "2024-01-01", "seller_id": "acme"},
+            ("b", "rights_holder"),
+        ),
+        ({"rights_holder": "Acme", "brand": "ACME"}, {"listed_at": "2020-01-01"}, ("a", "rights_holder")),
+        # Both claim the right: the dates decide.
+        (
+            {"rights_holder": "Acme", "seller_id": "acme", "listed_at": "2024-02-01"},
+            {"brand": "Acme", "listed_at": "2024-01-01"},
+            ("b", "original_first_listed"),
+        ),
+        ({"rights_holder": "Somebody else"}, {}, ("a", "unknown")),
+    ],
+)
+def test_direction(a, b, expected):
+    for pair in ((item("a", **a), item("b", **b)), (item("b", **b), item("a", **a))):
+        original, suspect, direction = direction_of(*pair)
+        assert (original, direction) == expected
+        assert {original, suspect} == {"a", "b"}
+
+
+def pair(query: str, match: str, **values: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "query_item_id": query,
+        "match_item_id": match,
+        "rank": 1,
+        "score": 0.9,
+        "relation": "plagiarised",
+        "modified_regions": ["left_sleeve"],
+        "cos_left_sleeve": 0.1,
+        "cos_right_sleeve": 0.9,
+        "mirrored": False,
+        "query_garment": 0,
+        "match_garment": 1,
+        "normalised_score": 0.5,
+        **{f"state_{r}": "kept" for r in ("collar", "right_sleeve", "chest", "waist")},
+        "state_left_sleeve": "changed",
+    }
+    return {**row, **values}
+
+
+def suspects_of(pairs, items):
+    table = item_table([{**one, "image_sha256": one["item_id"]} for one in items])
+    found, excluded = find_suspects(pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA), Items(table))
+    words = {(one["item_id"], index): ("vest", "tops") for one in items for index in (0, 1)}
+    return suspect_table(found, Items(table), words).to_pylist(), excluded
+
+
+EARLY_AND_LATE = [item("late", listed_at="2024-02-01"), item("soon", listed_at="2024-01-01")]
+
+
+def test_a_pair_is_reported_once_and_from_the_originals_side():
+    both = [pair("late", "soon", score=0.95), pair("soon", "late", score=0.9)]
+    for pairs in (both, both[::-1]):
+        (row,), _ = suspects_of(pairs, EARLY_AND_LATE)
+        assert (row["original_item_id"], row["suspect_item_id"]) == ("soon", "late")
+        assert row["score"] == pytest.approx(0.9)
+        assert (row["original_garment"], row["suspect_garment"]) == (0, 1)
+        assert row["explanation"].endswith("listed 31 days later by another seller.")
+
+
+@pytest.mark.parametrize(("mirrored", "changed"), [(False, "left_sleeve"), (True, "right_sleeve")])
+def test_a_pair_known_from_the_copys_side_names_the_originals_regions(mirrored, changed):
+    (row,), _ = suspects_of([pair("late", "soon", mirrored=mirrored)], EARLY_AND_LATE)
+    assert row["original_item_id"] == "soon"
+    assert (row["original_garment"], row["suspect_garment"]) == (1, 0)
+    assert row["modified_regions"] == [changed]
+    assert row[f"state_{changed}"] == "changed"
+    assert row[f"cos_{changed}"] == pytest.approx(0.1)
+
+
+def test_excluded_pairs_are_counted_once():
+    items = [item("a", seller_id="s"), item("b", seller_id="s")]
+    rows, excluded = suspects_of([pair("a", "b"), pair("b", "a")], items)
+    assert rows == []
+    assert excluded == {"same_seller": 1}
+
+
+def test_dismissed_pairs_are_read(tmp_path):
+    path = tmp_path / "dismissed.csv"
+    path.write_text("\ufeffitem_id_a,item_id_b,reason\n007,b,known\nc,d\n", encoding="utf-8")
+    assert read_dismissed(str(path)) == {frozenset(("007", "b")), frozenset("cd")}
+    assert read_dismissed(None) == set()
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="no column item_id_a and item_id_b"):
+        read_dismissed(str(path))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_dismissed(str(tmp_path / "none.csv"))
+
+
+def test_the_stage_from_pairs_to_both_files(tmp_path, tiny_weights):
+    source, items = catalogue(200, copies=0.5, seed=7), plain_items(200)
+    for number, one in enumerate(items):
+        one["title"] = f'Dress, "{number}"'
+    run = write_run(tmp_path / "run", source, items)
+    weights = f"extract.weights={tiny_weights}"
+    settings = load_settings(None, [weights])
+    match(run, settings)
+    judge(run, settings)
+    table = pq.read_table(run.suspects_path)
+    assert table.schema.equals(SUSPECT_SCHEMA)
+    rows = table.to_pylist()
+    assert len(rows) > 20
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    assert all(a["normalised_score"] >= b["normalised_score"] for a, b in pairwise(rows))
+    assert {row["relation"] for row in rows} == {"identical", "plagiarised"}
+    assert all(row["score"] >= 0.8 for row in rows)
+    keys = [frozenset((row["original_item_id"], row["suspect_item_id"])) for row in rows]
+    assert len(set(keys)) == len(keys)
+    record = run.stage_record("judge")
+    assert record["in"] == record["out"] == len(rows)
+    assert sum(record["relations"].values()) == len(rows)
+
+    with open(run.suspects_csv_path, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert tuple(lines[0])[:6] == CSV_FIRST
+    for line, row in zip(lines, rows, strict=True):
+        assert line["modified_regions"].split("|") == (row["modified_regions"] or [""])
+        assert float(line["score"]) == pytest.approx(row["score"], abs=1e-6)
+        assert line["original_title"] == row["original_title"]
+
+    # A reviewer dismisses the first one; more is asked for, but not more than ten.
+    dismissed = tmp_path / "dismissed.csv"
+    dismissed.write_text("item_id_a,item_id_b\n{suspect_item_id},{original_item_id}\n".format(**rows[0]))
+    judge(
+        run,
+        load_settings(
+            None,
+            [
+                weights,
+                f"judge.dismissed={dismissed}",
+                "judge.relations=[identical, plagiarised, similar, undecidable]",
+                "judge.min_score=0.3",
+                "judge.rank_by=score",
+                "judge.max_suspects=40",
+                "match.min_score=0.3",
+            ],
+        ),
+    )
+    fewer = pq.read_table(run.suspects_path).to_pylist()
+    assert len(fewer) == 40
+    assert all(a["score"] >= b["score"] for a, b in pairwise(fewer))
+    assert keys[0] not in {frozenset((row["original_item_id"], row["suspect_item_id"])) for row in fewer}
+    assert run.stage_record("judge")["failed"]["dismissed"] == 1
+    assert run.stage_record("judge")["failed"]["beyond_max_suspects"] > 0
