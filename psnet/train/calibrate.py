@@ -109,7 +109,7 @@ def labelled_pairs(
 def kept_thresholds(pairs: LabelledPairs) -> tuple[float, ...]:
     """Per region the cosine that separates kept from edited regions with the least balanced error.
 
-    Only regions seen on both sides count: absent against present is a change at any threshold. The two sleeves
+    Only regions seen on both sides count: absent against present is a change at any threshold. The sleeves
     share theirs, which is fitted on both.
     """
     thresholds = []

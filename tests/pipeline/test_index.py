@@ -162,7 +162,7 @@ def test_an_index_of_another_model_is_refused(tmp_path, source):
         open_index(run)
 
 
-@pytest.mark.parametrize("factory", ["IVF8,Flat", "SQfp16", "HNSW16", "OPQ8_40,IVF4,PQ8x4", "IVF4,SQfp16"])
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "SQfp16", "HNSW16", "PCA40,IVF4,Flat", "IVF4,SQfp16"])
 def test_other_factories_find_copies(tmp_path, source, factory):
     run = write_run(tmp_path / "run", source, plain_items(200), shards=3)
     build_index(run, settings(f"index.factory='{factory}'", "index.shard_size=80"))
