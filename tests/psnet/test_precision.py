@@ -84,7 +84,7 @@ def test_float32_never_starts_a_child(tmp_path: Path):
 
 
 def test_an_unknown_precision_names_the_known_ones():
-    with pytest.raises(PrecisionError, match="float64.*auto, float32, bfloat16, float16"):
+    with pytest.raises(PrecisionError, match=r"float64.*auto, float32, bfloat16, float16"):
         choose_precision("float64")
 
 
