@@ -258,7 +258,9 @@ def test_interrupted_and_continued(number: signal.Signals, code: int, shop: Shop
     path, run = tmp_path / "catalogue.csv", tmp_path / "run"
     rows = [f"{i},{shop.url}/image/{i},s" for i in range(5)] + [f"h,{shop.url}/hang,s"]
     path.write_text("item_id,image,seller_id\n" + "\n".join(rows))
-    command = [sys.executable, "-m", "pipeline.cli", "crawl", str(path), "--out", str(run)]
+    # A shell's background job has SIGINT ignored, and so would all that it starts.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "pipeline.cli"]
+    command += ["crawl", str(path), "--out", str(run)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
         deadline = time.monotonic() + 60
         while shop.hits["/hang"] == 0 or sum(shop.hits.values()) < 6:
