@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from pipeline.calibration import load_calibration
 from pipeline.errors import RunError, UserError
 from pipeline.extract import garment_shards
+from pipeline.match import read_background
 from pipeline.rundir import RunDirectory, inputs_digest, write_atomically
-from pipeline.schema import COS_COLUMNS, STATE_COLUMNS, SUSPECT_SCHEMA
+from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, STATE_COLUMNS, SUSPECT_SCHEMA
 from pipeline.settings import JudgeSettings, Settings
 from psnet.config import digest
 from psnet.regions import MIRROR, REGIONS
@@ -67,7 +68,9 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         items = Items(pq.read_table(run.items_path))
         found, excluded = find_suspects(pairs.filter(worth), items, dismissed)
         ranked = rank_suspects(found, settings.judge)
-        table = suspect_table(ranked[: settings.judge.max_suspects], items, _garment_words(run))
+        reported = ranked[: settings.judge.max_suspects]
+        pictures = {items[name]["image_sha256"] for one in reported for name in (one.original, one.suspect)}
+        table = suspect_table(reported, items, _known_garments(run, pictures))
         try:
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
@@ -222,19 +225,19 @@ def rank_suspects(suspects: Sequence[Suspect], settings: JudgeSettings) -> list[
 
 
 def suspect_table(
-    suspects: Sequence[Suspect], items: Items, garments: Mapping[tuple[str, int], tuple[str, str]]
+    suspects: Sequence[Suspect], items: Items, garments: Mapping[tuple[str, int], Mapping[str, Any]]
 ) -> pa.Table:
     """SUSPECT_SCHEMA, ranked in the order given.
 
     Args:
-        garments: category and group by image hash and garment index.
+        garments: by image hash and garment index: category, group and the columns of distinctiveness.
     """
     rows = [_row(rank, suspect, items, garments) for rank, suspect in enumerate(suspects, 1)]
     return pa.Table.from_pylist(rows, schema=SUSPECT_SCHEMA)
 
 
 def _row(
-    rank: int, suspect: Suspect, items: Items, garments: Mapping[tuple[str, int], tuple[str, str]]
+    rank: int, suspect: Suspect, items: Items, garments: Mapping[tuple[str, int], Mapping[str, Any]]
 ) -> dict[str, Any]:
     pair = suspect.pair
     original, copy = items[suspect.original], items[suspect.suspect]
@@ -263,10 +266,12 @@ def _row(
     for side, item, garment in (("original", original, pair[sides[0]]), ("suspect", copy, pair[sides[1]])):
         for name in _ITEM_COLUMNS:
             row[f"{side}_{name}"] = item[name]
-        category, group = garments[item["image_sha256"], garment]
+        known = garments[item["image_sha256"], garment]
         row[f"{side}_garment"] = garment
-        row[f"{side}_garment_category"] = category
-        row[f"{side}_garment_group"] = group
+        row[f"{side}_garment_category"] = known["category"] or ""
+        row[f"{side}_garment_group"] = known["group"] or ""
+        if side == "original":
+            row.update({column: known.get(column) for column in DISTINCTIVENESS_COLUMNS})
     return row
 
 
@@ -283,14 +288,16 @@ _ITEM_COLUMNS = (
 )
 
 
-def _garment_words(run: RunDirectory) -> dict[tuple[str, int], tuple[str, str]]:
-    words = {}
-    for shard in garment_shards(run):
-        table = pq.read_table(shard, columns=["image_sha256", "garment_index", "category", "group"])
-        columns = (table[name].to_pylist() for name in table.column_names)
-        for sha256, index, category, group in zip(*columns, strict=True):
-            words[sha256, index] = (category or "", group or "")
-    return words
+def _known_garments(run: RunDirectory, pictures: Iterable[str]) -> dict[tuple[str, int], dict[str, Any]]:
+    """What ``suspect_table`` says of the garments of these pictures."""
+    chosen = pa.array(sorted(pictures), pa.string())
+    names = ["image_sha256", "garment_index", "category", "group"]
+    tables = [pq.read_table(shard, columns=names) for shard in garment_shards(run)]
+    known: dict[tuple[str, int], dict[str, Any]] = {}
+    for table in (*tables, read_background(run)):
+        for row in table.filter(pc.is_in(table["image_sha256"], value_set=chosen)).to_pylist():
+            known.setdefault((row["image_sha256"], row["garment_index"]), {}).update(row)
+    return known
 
 
 def to_csv(suspects: pa.Table) -> str:

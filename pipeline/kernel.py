@@ -24,6 +24,8 @@ of additions, with room for longer vectors."""
 # A tile's five planes of float32 stay in the second-level cache between product and reduction.
 _TILE_ROWS = 128
 _TILE_COLUMNS = 1024
+# A garment's own copies, of which a small sample may hold a few, are no background.
+_LEAST_ABOVE = 10
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _RESCORED_AT_ONCE = 1024
 
@@ -288,7 +290,8 @@ def background(
 
     Args:
         sample: not compared with garments of the same picture.
-        quantile: e.g. 0.95.
+        quantile: e.g. 0.99; in a small sample at most the tenth greatest value is taken, since the greatest
+            may be copies.
 
     Returns:
         level: (n,) float32, 0 where nothing can be compared. distinctiveness: (n, 5) float32, 1 - quantile of
@@ -304,7 +307,7 @@ def background(
         stranger = garments.picture[at, None] != sample.picture[None]
         scores = SCORINGS[scoring](cos, comparable, garments.weights[at, None])
         rows, chosen = _quantile(scores, stranger, quantile)
-        # The quantile is one of the scores, computed again so that it does not depend on the shape of the
+        # Quantiles are among the values; they are computed again so that nothing depends on the shape of the
         # product.
         level[start + rows] = compare(
             garments.features[start + rows],
@@ -316,17 +319,22 @@ def background(
         ).score
         both = (garments.presence[at] == Presence.PRESENT)[:, None] & (sample.presence == Presence.PRESENT)
         for region in range(NUM_REGIONS):
-            values = cos[..., region]
-            rows, chosen = _quantile(values, both[..., region] & stranger, quantile)
-            distinctiveness[start + rows, region] = 1 - values[rows, chosen]
+            rows, chosen = _quantile(cos[..., region], both[..., region] & stranger, quantile)
+            rows += start
+            distinctiveness[rows, region] = 1 - np.einsum(
+                "nd,nd->n", garments.features[rows, region], sample.features[chosen, region]
+            )
     return level, distinctiveness
 
 
 def _quantile(values: np.ndarray, usable: np.ndarray, quantile: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with a usable value, and for each the column of its quantile (the lower of two neighbours)."""
+    """Rows with a usable value, and for each the column of its quantile (the lower of two neighbours, and at
+    most the ``_LEAST_ABOVE``-th greatest)."""
     count = usable.sum(1)
     rows = np.flatnonzero(count)
     values = np.where(usable, values, -np.inf)[rows]
-    place = values.shape[1] - count[rows] + np.floor(quantile * (count[rows] - 1)).astype(np.int64)
+    among = np.floor(quantile * (count[rows] - 1)).astype(np.int64)
+    among = np.minimum(among, np.maximum(count[rows] - _LEAST_ABOVE, 0))
+    place = values.shape[1] - count[rows] + among
     value = np.take_along_axis(np.sort(values, axis=1), place[:, None], axis=1)
     return rows, (values == value).argmax(1)

@@ -42,9 +42,9 @@ from pipeline.errors import RunError
 from pipeline.extract import garment_shards
 from pipeline.kernel import Block, Floors, Garments, Pairs, Wanted, background, best_pairs, rescore
 from pipeline.progress import track
-from pipeline.rundir import RunDirectory, StageRecord, inputs_digest
+from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.runtime import init_ray
-from pipeline.schema import COS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
+from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
 from pipeline.vectors import (
     Vectors,
@@ -59,7 +59,7 @@ from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
 
 BACKGROUND_FILE = "background.parquet"
-"""In the folder of a search: level and distinctiveness of every garment (``pipeline.kernel.background``)."""
+"""In match/, see ``read_background``."""
 
 # Normalised scores divide by what is left between background and a perfect match; a level close to 1 leaves
 # nothing.
@@ -105,7 +105,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
         calibration.to_json(),
         run.require("index") if through_index else "",
     )
-    with run.stage("match", inputs, [run.pairs_path]) as stage:
+    with run.stage("match", inputs, [run.pairs_path, run.match_dir / BACKGROUND_FILE]) as stage:
         if stage.finished:
             return
         # Other blocks are other files.
@@ -113,7 +113,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
         with _told_in_one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for former in run.match_dir.iterdir():
-                if former != folder:
+                if former.is_dir() and former != folder:
                     shutil.rmtree(former, ignore_errors=True)
             members = _members(run)
             target = folder / "vectors"
@@ -124,6 +124,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
             search = Search(folder, settings, calibration, members.sides(vectors), index_of)
             search.run()
             _write_pairs(run.pairs_path, search, vectors, stage)
+            write_atomically(run.match_dir / BACKGROUND_FILE, (folder / BACKGROUND_FILE).read_bytes())
             remove_vectors(target)
             stage.count_in = sum(garment_count(shard, members.pictures) for shard in shards)
             if stage.count_in > len(vectors):
@@ -143,6 +144,16 @@ def _told_in_one_line(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{folder}: {error.strerror or error}; finished blocks are kept") from None
+
+
+def read_background(run: RunDirectory) -> pa.Table:
+    """Level and distinctiveness of every garment: image_sha256, garment_index, level, distinctiveness_*.
+
+    Raises:
+        UserError: the match is not done.
+    """
+    run.require("match")
+    return pq.read_table(run.match_dir / BACKGROUND_FILE)
 
 
 # --- items and pictures
@@ -532,8 +543,8 @@ def _compute_background(job: _Job, target: Path) -> None:
                 "garment_index": vectors.garment,
                 "level": np.concatenate([part[0] for part in parts]),
                 **{
-                    f"distinctiveness_{region}": pa.array(distinctiveness[:, r], from_pandas=True)
-                    for r, region in enumerate(REGIONS)
+                    column: pa.array(distinctiveness[:, r], from_pandas=True)
+                    for r, column in enumerate(DISTINCTIVENESS_COLUMNS)
                 },
             }
         ),

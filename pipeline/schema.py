@@ -30,6 +30,7 @@ FEATURE_DIM = 256
 
 COS_COLUMNS: tuple[str, ...] = tuple(f"cos_{region}" for region in REGIONS)
 STATE_COLUMNS: tuple[str, ...] = tuple(f"state_{region}" for region in REGIONS)
+DISTINCTIVENESS_COLUMNS: tuple[str, ...] = tuple(f"distinctiveness_{region}" for region in REGIONS)
 
 NO_GARMENT_INDEX = -1
 """``garment_index`` of the one row of an image without a garment."""
@@ -271,6 +272,16 @@ SUSPECT_SCHEMA: pa.Schema = pa.schema(
         *_side_fields("original"),
         *_side_fields("suspect"),
         _text("explanation", "one sentence: what is kept, what was changed, who was first"),
+        *(
+            _field(
+                column,
+                pa.float32(),
+                "how rare the look of the original's region is among other items; null = not visible",
+                unit="0 = everywhere, 1 = nowhere else",
+                nullable=True,
+            )
+            for column in DISTINCTIVENESS_COLUMNS
+        ),
     ]
 )
 """One row per reported pair (RUN/suspects.parquet), sorted by rank."""

@@ -82,7 +82,7 @@ class MatchSettings:
     min_score: float | None = bounded(None, -1.0, 1.0)
     max_pairs_per_item: int = bounded(200, 1)
     background_size: int = bounded(1000, 0, 100_000)
-    background_quantile: float = bounded(0.95, 0.0, 1.0)
+    background_quantile: float = bounded(0.99, 0.0, 1.0)
     block_size: int = bounded(4096, 16, result=False)
 
 

@@ -105,8 +105,12 @@ def pair(query: str, match: str, **values: object) -> dict[str, object]:
 def suspects_of(pairs, items):
     table = item_table([{**one, "image_sha256": one["item_id"]} for one in items])
     found, excluded = find_suspects(pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA), Items(table))
-    words = {(one["item_id"], index): ("vest", "tops") for one in items for index in (0, 1)}
-    return suspect_table(found, Items(table), words).to_pylist(), excluded
+    garments = {
+        (one["item_id"], index): {"category": "vest", "group": None, "distinctiveness_chest": 0.3}
+        for one in items
+        for index in (0, 1)
+    }
+    return suspect_table(found, Items(table), garments).to_pylist(), excluded
 
 
 EARLY_AND_LATE = [item("late", listed_at="2024-02-01"), item("soon", listed_at="2024-01-01")]
@@ -168,6 +172,8 @@ def test_the_stage_from_pairs_to_both_files(tmp_path, tiny_weights):
     assert all(a["normalised_score"] >= b["normalised_score"] for a, b in pairwise(rows))
     assert {row["relation"] for row in rows} == {"identical", "plagiarised"}
     assert all(row["score"] >= 0.8 for row in rows)
+    assert any(row["distinctiveness_chest"] is not None for row in rows)
+    assert all((row["distinctiveness_chest"] or 0) < 1.5 for row in rows)
     keys = [frozenset((row["original_item_id"], row["suspect_item_id"])) for row in rows]
     assert len(set(keys)) == len(keys)
     record = run.stage_record("judge")
