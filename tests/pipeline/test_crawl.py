@@ -191,7 +191,9 @@ crawl(RunDirectory(sys.argv[2]), read_catalogue(sys.argv[1]), settings)
 def test_a_broken_off_run_goes_on_where_it_was(shop: Any, tmp_path: Path, how: signal.Signals) -> None:
     count = 80
     catalogue = write_catalogue(tmp_path, [f"{shop.url}/slow/{number}" for number in range(count)])
-    command = [sys.executable, "-c", CRAWL, str(tmp_path / "catalogue.csv"), str(tmp_path / "run")]
+    # A shell's background job has SIGINT ignored, and so would all that it starts.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", CRAWL]
+    command += [str(tmp_path / "catalogue.csv"), str(tmp_path / "run")]
     chunks = tmp_path / "run" / "items" / "chunks"
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 20

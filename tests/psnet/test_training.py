@@ -31,7 +31,7 @@ def line_loss(model, batch):
 
 
 SETTINGS = LoopSettings(
-    steps=60,
+    steps=150,
     batch=8,
     learning_rate=0.2,
     weight_decay=0.0,
@@ -66,7 +66,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path):
     resumed = fit(line_model(), Line(), line_loss, tmp_path / "killed", SETTINGS)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert abs(float(whole.weight) - 3) < 0.1 and abs(float(whole.bias) + 1) < 0.1
+    assert abs(whole.weight.item() - 3) < 0.1 and abs(whole.bias.item() + 1) < 0.1
 
 
 def plain_contrast(features, design, temperature):
