@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -190,11 +191,11 @@ def extract(run: RunArgument, config: ConfigOption = None, overrides: SetOption 
     \b
     psnet extract runs/tonight --set extract.device=cpu
     """
-    directory, settings = _continued(run, config, overrides)
-    from pipeline.extract import extract as run_extract
+    with _continued(run, config, overrides) as (directory, settings):
+        from pipeline.extract import extract as run_extract
 
-    run_extract(directory, settings)
-    _summarise(directory)
+        run_extract(directory, settings)
+        _summarise(directory)
 
 
 @app.command()
@@ -204,11 +205,11 @@ def index(run: RunArgument, config: ConfigOption = None, overrides: SetOption = 
     \b
     psnet index runs/tonight --set index.factory=IVF1024,Flat
     """
-    directory, settings = _continued(run, config, overrides)
-    from pipeline.index import build_index
+    with _continued(run, config, overrides) as (directory, settings):
+        from pipeline.index import build_index
 
-    build_index(directory, settings)
-    _summarise(directory)
+        build_index(directory, settings)
+        _summarise(directory)
 
 
 @app.command()
@@ -218,13 +219,13 @@ def match(run: RunArgument, config: ConfigOption = None, overrides: SetOption = 
     \b
     psnet match runs/tonight --set judge.dismissed=dismissed.csv
     """
-    directory, settings = _continued(run, config, overrides)
-    from pipeline.judge import judge
-    from pipeline.match import match as run_match
+    with _continued(run, config, overrides) as (directory, settings):
+        from pipeline.judge import judge
+        from pipeline.match import match as run_match
 
-    run_match(directory, settings)
-    judge(directory, settings)
-    _summarise(directory)
+        run_match(directory, settings)
+        judge(directory, settings)
+        _summarise(directory)
 
 
 @app.command()
@@ -234,11 +235,11 @@ def report(run: RunArgument, config: ConfigOption = None, overrides: SetOption =
     \b
     psnet report runs/tonight --set report.max_suspects=200
     """
-    directory, settings = _continued(run, config, overrides)
-    from pipeline.report import report as run_report
+    with _continued(run, config, overrides) as (directory, settings):
+        from pipeline.report import report as run_report
 
-    run_report(directory, settings)
-    _summarise(directory)
+        run_report(directory, settings)
+        _summarise(directory)
 
 
 # --- trying out, measuring, training
@@ -339,14 +340,25 @@ def _existing(path: Path) -> RunDirectory:
     return RunDirectory.existing(path)
 
 
-def _continued(path: Path, config: Path | None, overrides: list[str] | None) -> tuple[RunDirectory, Settings]:
-    """A run and its own settings with the changes of this command, which become the run's."""
+@contextlib.contextmanager
+def _continued(
+    path: Path, config: Path | None, overrides: list[str] | None
+) -> Iterator[tuple[RunDirectory, Settings]]:
+    """A run and its own settings with the changes of this command, which become the run's.
+
+    A change that turns out to be a mistake is taken back, or every later command would stumble over it.
+    """
     from psnet.config import as_dict, digest
 
     run = _existing(path)
-    settings = _settings(config, overrides, run.read().get("config"))
+    before = run.read()
+    settings = _settings(config, overrides, before.get("config"))
     run.update(config=as_dict(settings), config_digest=digest(settings))
-    return run, settings
+    try:
+        yield run, settings
+    except UserError:
+        run.update(config=before.get("config"), config_digest=before.get("config_digest"))
+        raise
 
 
 def _shipped(name: str) -> Path:

@@ -55,14 +55,14 @@ def empty_images(settings: TrainSettings) -> list[Path]:
     }
     return [
         p
-        for p, category in _catalogue(settings.empty)
+        for p, category, _ in _catalogue(settings.empty)
         if category in settings.empty_categories and p.name not in labelled
     ]
 
 
-def stranger_images(settings: TrainSettings) -> list[Path]:
-    """Pictures of the catalogue ``settings.background`` for the scores of strangers; no labelled test
-    picture."""
+def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
+    """Pictures of the catalogue ``settings.background`` and their sellers, for the scores of strangers; no
+    labelled test picture."""
     if settings.background is None:
         return []
     test = {
@@ -72,17 +72,21 @@ def stranger_images(settings: TrainSettings) -> list[Path]:
         if g.split != settings.split
     }
     pictures = [
-        p
-        for p, category in _catalogue(settings.background)
+        (p, seller)
+        for p, category, seller in _catalogue(settings.background)
         if category not in settings.empty_categories and p.name not in test
     ]
     step = max(len(pictures) // settings.background_images, 1)
     return pictures[::step][: settings.background_images]
 
 
-def _catalogue(path: str) -> list[tuple[Path, str]]:
+def _catalogue(path: str) -> list[tuple[Path, str, str]]:
+    """Picture, category and seller of every row."""
     with open(path, newline="", encoding="utf-8") as file:
-        return [(Path(path).parent / row["image"], row.get("category", "")) for row in csv.DictReader(file)]
+        return [
+            (Path(path).parent / row["image"], row.get("category", ""), row["seller_id"])
+            for row in csv.DictReader(file)
+        ]
 
 
 def _loop(settings: TrainSettings, part: LoopSettings) -> LoopSettings:

@@ -124,30 +124,32 @@ def kept_thresholds(pairs: LabelledPairs) -> tuple[float, ...]:
     return tuple(thresholds)
 
 
-def stranger_scores(predictor: Predictor, images: Sequence[Path]) -> np.ndarray:
-    """(n,) for every garment the score of its best partner in a catalogue without copies, greatest first."""
+def stranger_scores(predictor: Predictor, images: Sequence[Path], sellers: Sequence[str]) -> np.ndarray:
+    """(n,) for every garment the score of its best partner in a catalogue without copies, greatest first.
+
+    Pairs of one seller do not count: they are never reported, and shops photograph one garment twice.
+    """
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in images]
     found = [
-        g
-        for g in first_garments(predictor, [np.asarray(Image.open(p).convert("RGB")) for p in images])
-        if g is not None
+        (g, s) for g, s in zip(first_garments(predictor, pictures), sellers, strict=True) if g is not None
     ]
-    features = np.stack([g.features for g in found])
-    presence = np.stack([g.presence for g in found])
+    features = np.stack([g.features for g, _ in found])
+    presence = np.stack([g.presence for g, _ in found])
+    seller = np.array([s for _, s in found])
     best = np.zeros(len(found), np.float32)
     for start in range(0, len(found), 256):
-        cos, both = block_cosines(
-            features[start : start + 256], presence[start : start + 256], features, presence
-        )
+        rows = slice(start, start + 256)
+        cos, both = block_cosines(features[rows], presence[rows], features, presence)
         score = best_regions_score(cos, both, np.ones(NUM_REGIONS, np.float32))
-        score[np.arange(len(score)), start + np.arange(len(score))] = -1
-        best[start : start + 256] = score.max(1)
+        score[seller[rows, None] == seller[None]] = -1
+        best[rows] = score.max(1)
     return np.sort(best)[::-1]
 
 
 def calibrate(
     predictor: Predictor,
     garments: Sequence[LabelledGarment],
-    strangers: Sequence[Path],
+    strangers: Sequence[tuple[Path, str]],
     seed: int,
     false_per_item: float = 1 / 200,
 ) -> tuple[Calibration, dict[str, float]]:
@@ -158,7 +160,9 @@ def calibrate(
     """
     pairs = labelled_pairs(predictor, garments, seed)
     copies = pairs.score[pairs.parts <= 2]
-    background = stranger_scores(predictor, strangers) if strangers else np.zeros(1, np.float32)
+    background = (
+        stranger_scores(predictor, *zip(*strangers, strict=True)) if strangers else np.zeros(1, np.float32)
+    )
     allowed = int(2 * false_per_item * len(background))  # a false pair raises the best score of two garments
     threshold = float(max(background[min(allowed, len(background) - 1)], np.quantile(copies, 0.02)))
     calibration = replace(

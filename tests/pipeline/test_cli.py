@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 from pipeline.rundir import LAYOUT_VERSION, RunDirectory
 from tests.pipeline.conftest import Shop, jpeg
 
@@ -248,7 +248,10 @@ def test_a_stage_ends_with_a_table_and_the_second_time_does_nothing(catalogue: P
 def test_later_stages_keep_the_settings_of_the_run(catalogue: Path, tmp_path: Path):
     run = tmp_path / "run"
     assert psnet("crawl", catalogue, "--out", run, "--set", "match.best_k=33").returncode == 0
-    cli._continued(run, None, ["report.image_side=100"])
+    with cli._continued(run, None, ["report.image_side=100"]):
+        pass
+    with pytest.raises(UserError), cli._continued(run, None, ["match.best_k=44"]):
+        raise UserError("a mistake that shows later")
     config = RunDirectory(run).read()["config"]
     assert (config["match"]["best_k"], config["report"]["image_side"]) == (33, 100)
 
