@@ -61,10 +61,10 @@ def run_section(name: str, folder: Path, truth: Path | None) -> str:
                 + " |"
             )
         found = verdicts(run, pairs)
-        at = ", ".join(f"{value:.3f} among the first {n}" for n, value in found.precision_at.items())
+        at = "".join(f", {value:.3f} among the first {n}" for n, value in found.precision_at.items())
         lines += [
             "",
-            f"Suspects: {found.suspects}, of which {found.right} are two items of one design ({at}); "
+            f"Suspects: {found.suspects}, of which {found.right} are two items of one design{at}; "
             f"{found.found} of {found.wanted} identical and plagiarised pairs found; relation right for "
             f"{found.relation_accuracy:.3f} of the pairs found, modified parts IoU {found.modified_iou:.3f}.",
             "",
