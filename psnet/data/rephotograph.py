@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
+from psnet.homography import homography, project
 from psnet.regions import MIRROR
 
 
@@ -64,21 +65,6 @@ class CameraRange:
     occlusion: float = 0.1
 
 
-def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The 3 × 3 matrix that maps four points (4, 2) onto four others."""
-    rows = []
-    for (x, y), (u, v) in zip(source, target, strict=True):
-        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
-        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
-    solution = np.linalg.solve(np.asarray(rows, np.float64), target.reshape(-1).astype(np.float64))
-    return np.append(solution, 1.0).reshape(3, 3)
-
-
-def _project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    homogeneous = np.concatenate([points, np.ones((*points.shape[:-1], 1))], -1) @ matrix.T
-    return homogeneous[..., :2] / homogeneous[..., 2:]
-
-
 def _warp(image: Image.Image, inverse: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return image.transform(
         size,
@@ -98,7 +84,7 @@ def _project_boxes(matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         [np.stack([x0, y0], -1), np.stack([x1, y0], -1), np.stack([x1, y1], -1), np.stack([x0, y1], -1)], 1
     )
     mids = 0.5 * (corners + np.roll(corners, -1, 1))
-    outer, inner = _project(matrix, corners), _project(matrix, mids)
+    outer, inner = project(matrix, corners), project(matrix, mids)
     low = 0.6 * outer.min(1) + 0.4 * inner.min(1)
     high = 0.6 * outer.max(1) + 0.4 * inner.max(1)
     return np.concatenate([low, high], -1)
@@ -223,7 +209,7 @@ def rephotograph(
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     jitter = rng.uniform(-1, 1, (4, 2)) * camera.perspective * scale * np.array([box_w, box_h])
     target = centre + offsets @ rotation.T + jitter
-    matrix = _homography(corners, target)
+    matrix = homography(corners, target)
     inverse = np.linalg.inv(matrix)
     size = (frame_w, frame_h)
 
@@ -250,7 +236,7 @@ def rephotograph(
         picture = Image.composite(_warp(source, inverse, size), ground, inside)
 
     points = subject.landmarks.copy()
-    points[:, :2] = _project(matrix, points[:, :2])
+    points[:, :2] = project(matrix, points[:, :2])
     regions = _project_boxes(matrix, subject.region_boxes)
     if mirrored:
         points, regions = points[swap], regions[list(MIRROR)]

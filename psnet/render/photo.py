@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from psnet.homography import homography, project
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.render.backgrounds import creases, relief, sample_background
 from psnet.render.cloth import smooth_noise
@@ -103,19 +104,6 @@ class _Drape:
         return q
 
 
-def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    rows = []
-    for (x, y), (u, v) in zip(source, target, strict=True):
-        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
-        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
-    return np.append(np.linalg.solve(np.asarray(rows), target.reshape(-1)), 1.0).reshape(3, 3)
-
-
-def _project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    p = points @ matrix[:, :2].T + matrix[:, 2]
-    return p[..., :2] / p[..., 2:]
-
-
 def _camera(rng: np.random.Generator, drawing: Drawing, size: tuple[int, int]) -> np.ndarray:
     """Homography from the drawing to the photograph: scale, turn, shift, a tilted phone."""
     w, h = size
@@ -138,7 +126,7 @@ def _camera(rng: np.random.Generator, drawing: Drawing, size: tuple[int, int]) -
     centre = np.array([w, h]) / 2 + rng.uniform(-0.4, 0.4, 2) * room
     if outside:
         centre += rng.uniform(-0.12, 0.12, 2) * np.array([w, h])
-    return _homography(corners, centre + offsets + tilt)
+    return homography(corners, centre + offsets + tilt)
 
 
 def _folds(rng: np.random.Generator, drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +171,7 @@ def _hanger(
     top = oy + 0.02 * scale
 
     def at(points: np.ndarray) -> list[tuple[float, float]]:
-        return [tuple(p) for p in _project(matrix, points)]
+        return [tuple(p) for p in project(matrix, points)]
 
     image = Image.new("RGBA", size)
     pen = ImageDraw.Draw(image)
@@ -288,7 +276,7 @@ def photograph(
     drape = _Drape(rng, max(canvas_h, canvas_w), float(rng.uniform(0.4, 1.0)))
 
     def seen_at(points: np.ndarray) -> np.ndarray:
-        return _project(matrix, drape.seen_at(points))
+        return project(matrix, drape.seen_at(points))
 
     # The garment's window in the photograph.
     outline = seen_at(
@@ -316,7 +304,7 @@ def photograph(
     step = 6
     gy, gx = (np.arange(0, n + step, step) for n in (rows, columns))
     mesh = np.stack(np.meshgrid(gx + low[0] + 0.5, gy + low[1] + 0.5), -1).reshape(-1, 2)
-    q = _project(inverse, mesh)
+    q = project(inverse, mesh)
     source = ((q + drape(q)) / np.array([canvas_w, canvas_h]) * 2 - 1).reshape(len(gy), len(gx), 2)
     coarse = torch.from_numpy(source.astype(np.float32)).permute(2, 0, 1)[None]
     fine = torch.nn.functional.interpolate(
