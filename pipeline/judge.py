@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.calibration import load_calibration
-from pipeline.errors import RunError, UserError
+from pipeline.dismissed import read_dismissed
+from pipeline.errors import RunError
 from pipeline.extract import garment_shards
 from pipeline.match import read_background
 from pipeline.rundir import RunDirectory, inputs_digest, write_atomically
@@ -35,8 +36,6 @@ from psnet.verdict import CHANGED, STATES, explain
 CSV_FIRST = ("rank", "original_item_id", "suspect_item_id", "score", "relation", "modified_regions")
 """The columns that suspects.csv begins with, whatever follows."""
 
-_DISMISSED_COLUMNS = ("item_id_a", "item_id_b")
-
 
 def judge(run: RunDirectory, settings: Settings) -> None:
     """RUN/suspects.parquet and suspects.csv.
@@ -46,7 +45,8 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         RunError: the disk is full.
     """
     calibration = load_calibration(settings)
-    dismissed = read_dismissed(settings.judge.dismissed)
+    listed = settings.judge.dismissed
+    dismissed = {one.pair for one in read_dismissed(Path(listed))} if listed else set()
     inputs = inputs_digest(
         run.require("crawl"),
         run.require("match"),
@@ -85,30 +85,6 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         if len(found) > table.num_rows:
             stage.fail("beyond_max_suspects", len(found) - table.num_rows)
         stage.note(relations=dict(sorted(Counter(table["relation"].to_pylist()).items())))
-
-
-def read_dismissed(path: str | None) -> set[frozenset[str]]:
-    """Pairs of item ids from a CSV file with the columns item_id_a and item_id_b; others are ignored.
-
-    Raises:
-        UserError: no such file, or other columns.
-    """
-    if path is None:
-        return set()
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"judge.dismissed: {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"judge.dismissed: {path}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in _DISMISSED_COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(
-            f"judge.dismissed: {path}: has no column {' and '.join(missing)}; "
-            f"its first line must name {', '.join(_DISMISSED_COLUMNS)}"
-        )
-    return {frozenset((row["item_id_a"], row["item_id_b"] or "")) for row in reader}
 
 
 class Items:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dismissed import read_dismissed
 from pipeline.errors import UserError
 from pipeline.judge import (
     CSV_FIRST,
@@ -17,7 +18,6 @@ from pipeline.judge import (
     exclusion,
     find_suspects,
     judge,
-    read_dismissed,
     suspect_table,
 )
 from pipeline.match import match
@@ -146,13 +146,12 @@ def test_excluded_pairs_are_counted_once():
 def test_dismissed_pairs_are_read(tmp_path):
     path = tmp_path / "dismissed.csv"
     path.write_text("\ufeffitem_id_a,item_id_b,reason\n007,b,known\nc,d\n", encoding="utf-8")
-    assert read_dismissed(str(path)) == {frozenset(("007", "b")), frozenset("cd")}
-    assert read_dismissed(None) == set()
+    assert {one.pair for one in read_dismissed(path)} == {frozenset(("007", "b")), frozenset("cd")}
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="no column item_id_a and item_id_b"):
-        read_dismissed(str(path))
+    with pytest.raises(UserError, match="no column item_id_a, item_id_b"):
+        read_dismissed(path)
     with pytest.raises(UserError, match="cannot be read"):
-        read_dismissed(str(tmp_path / "none.csv"))
+        read_dismissed(tmp_path / "none.csv")
 
 
 def test_the_stage_from_pairs_to_both_files(tmp_path, tiny_weights):
