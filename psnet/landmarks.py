@@ -12,15 +12,21 @@ from psnet.heatmap import HeatmapCodec
 from psnet.regions import NUM_REGIONS
 
 
+# Five regions and the garment itself.
+BOXES = NUM_REGIONS + 1
+
+
 class LandmarkOutput(NamedTuple):
     """``heatmaps`` (n, K, h, w) logits; ``visibility`` (n, K) logits of "visible"; ``presence`` (n, 5, 3)
     logits in the order of `psnet.regions.Presence`; ``category`` (n, C) logits over the taxonomy's torso
-    categories; ``boxes`` (n, 5, 4) region boxes xyxy as shares of the crop."""
+    categories; ``garment`` (n,) logits of "this is a torso garment"; ``boxes`` (n, 6, 4) xyxy as shares of
+    the crop: the five regions, then the whole garment."""
 
     heatmaps: Tensor
     visibility: Tensor
     presence: Tensor
     category: Tensor
+    garment: Tensor
     boxes: Tensor
 
 
@@ -28,8 +34,10 @@ class LandmarkBranch(nn.Module):
     """1 × 1 convolution to 128 channels, transposed convolutions up to the heatmaps, one heatmap a landmark.
 
     The paper goes to full resolution; ``codec.size`` decides here (56 × 56 costs a sixteenth and, decoded by
-    the softmax's mean, loses nothing measurable). Three small heads on the pooled map say what the heatmaps
-    cannot: visibility, the presence of each region, the category; a fourth gives the five boxes a start.
+    the softmax's mean, loses nothing measurable). Small heads on the pooled map say what the heatmaps
+    cannot: visibility, the presence of each region, the category, and whether this is a garment of the torso
+    at all, which the detector, made for speed, only guesses. Each edge of a box has a map of its own, whose
+    softmax's mean is the edge's place (integral regression, Sun et al., ECCV 2018).
     """
 
     def __init__(self, backbone: Backbone, landmarks: int, categories: int, codec: HeatmapCodec) -> None:
@@ -59,6 +67,7 @@ class LandmarkBranch(nn.Module):
             )
         self.upsample = nn.Sequential(*ups)
         self.heads = nn.Conv2d(stride, landmarks, 1)
+        self.edges = nn.Conv2d(stride, 4 * BOXES, 1)
         self.describe = nn.Sequential(
             nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -73,17 +82,33 @@ class LandmarkBranch(nn.Module):
         self.visibility = nn.Linear(256, landmarks)
         self.presence = nn.Linear(256, NUM_REGIONS * 3)
         self.category = nn.Linear(256, categories)
-        self.boxes = nn.Linear(256, NUM_REGIONS * 4)
+        self.garment = nn.Linear(256, 1)
 
     def forward(self, crops: Tensor) -> LandmarkOutput:
         """(n, 3, 224, 224) in 0…1."""
         squeezed = self.squeeze(self.backbone(crops))
         described = self.describe(squeezed)
-        centre, size = torch.sigmoid(self.boxes(described).unflatten(1, (NUM_REGIONS, 4))).chunk(2, -1)
+        fine = self.upsample(squeezed)
         return LandmarkOutput(
-            heatmaps=self.heads(self.upsample(squeezed)),
+            heatmaps=self.heads(fine),
             visibility=self.visibility(described),
             presence=self.presence(described).unflatten(1, (NUM_REGIONS, 3)),
             category=self.category(described),
-            boxes=torch.cat([centre - size / 2, centre + size / 2], -1),
+            garment=self.garment(described).squeeze(-1),
+            boxes=_edge_places(self.edges(fine)),
         )
+
+
+def _edge_places(maps: Tensor) -> Tensor:
+    """Edge maps (n, 4 · boxes, h, w) -> (n, boxes, 4) xyxy as shares of the crop, in float32.
+
+    A softmax cannot leave the map: its range is stretched by a tenth, so that an edge may lie on the crop's
+    border or a little outside it.
+    """
+    n, _, h, w = maps.shape
+    chance = torch.softmax(maps.float().flatten(2), -1).view(n, -1, 4, h, w)
+    xs = (torch.arange(w, device=maps.device) + 0.5) / w
+    ys = (torch.arange(h, device=maps.device) + 0.5) / h
+    across = (chance[:, :, 0::2].sum(-2) * xs).sum(-1)
+    down = (chance[:, :, 1::2].sum(-1) * ys).sum(-1)
+    return (torch.stack([across, down], -1).flatten(2) - 0.5) * 1.1 + 0.5

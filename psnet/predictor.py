@@ -16,10 +16,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, to_tensor
-from psnet.detector import CATEGORIES
 from psnet.model import PSNet
-from psnet.region_boxes import boxes_from_points
-from psnet.regions import MIRROR, Presence
+from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.retrieval import CropRetrieval
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 from psnet.verdict import Calibration
@@ -48,17 +46,55 @@ class Garment:
     mirrored_features: np.ndarray
 
 
+# What the detector is asked for: it proposes, the landmark branch decides.
+PROPOSAL_SCORE = 0.2
+PROPOSALS = 6
+# Two boxes that overlap more are one garment.
+SAME_GARMENT = 0.5
+
+
 @dataclass(frozen=True)
-class _Found:
+class _Proposal:
     image: int
     box: np.ndarray
     score: float
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A garment with its landmarks, before its features. ``points``, ``boxes`` (5 regions) in pixels of
+    ``crop`` (3, side, side), which shows ``frame`` of the picture."""
+
+    image: int
+    score: float
+    category: str
+    frame: np.ndarray
+    box: np.ndarray
+    points: np.ndarray
+    visibility: np.ndarray
+    chances: np.ndarray
+    boxes: np.ndarray
+    crop: Tensor
+    heatmaps: Tensor
+
+    @property
+    def presence(self) -> np.ndarray:
+        return self.chances.argmax(-1).astype(np.uint8)
+
+    def to_picture(self, xy: np.ndarray) -> np.ndarray:
+        """(..., 2) pixels of the crop -> pixels of the picture."""
+        side = self.crop.shape[-1]
+        return (xy * (self.frame[2:] - self.frame[:2]) / side + self.frame[:2]).astype(np.float32)
+
+    @property
+    def region_boxes(self) -> np.ndarray:
+        return np.concatenate([self.to_picture(self.boxes[:, :2]), self.to_picture(self.boxes[:, 2:])], -1)
+
+
 class Predictor:
     """Detection, landmarks, regions and features in one pass over a batch of images.
 
-    ``min_score`` of a detection, ``max_garments`` per image, ``batch`` garments per forward pass.
+    ``min_score`` of a garment (the landmark branch's certainty that it is one), ``max_garments`` per image, ``batch`` garments per forward pass.
     """
 
     def __init__(
@@ -81,8 +117,6 @@ class Predictor:
             else Calibration.default()
         )
         self.min_score, self.max_garments, self.batch = min_score, max_garments, batch
-        torso = {CATEGORIES.index(name) + 1 for name in TORSO_CATEGORIES}
-        self._torso = torch.tensor(sorted(torso), device=device)
 
     @classmethod
     def load(
@@ -112,15 +146,19 @@ class Predictor:
         )
 
     def predict(self, images: Sequence[np.ndarray]) -> list[list[Garment]]:
-        """RGB uint8 (H, W, 3) images of any sizes -> the garments of each, best detection first."""
+        """RGB uint8 (H, W, 3) images of any sizes -> the garments of each, surest first."""
         if not images:
             return []
+        garments: list[list[Garment]] = [[] for _ in images]
         with torch.inference_mode(), self._autocast():
-            found = self._detect(images)
-            garments: list[list[Garment]] = [[] for _ in images]
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
-            for start in range(0, len(found), self.batch):
-                chunk = found[start : start + self.batch]
+            proposals = self._propose(images)
+            placed: list[_Placed] = []
+            for start in range(0, len(proposals), self.batch):
+                placed += self._place(pictures, proposals[start : start + self.batch])
+            placed = self._decide(placed)
+            for start in range(0, len(placed), self.batch):
+                chunk = placed[start : start + self.batch]
                 for one, garment in zip(chunk, self._describe(pictures, chunk), strict=True):
                     garments[one.image].append(garment)
         return garments
@@ -129,7 +167,7 @@ class Predictor:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
-    def _detect(self, images: Sequence[np.ndarray]) -> list[_Found]:
+    def _propose(self, images: Sequence[np.ndarray]) -> list[_Proposal]:
         found = []
         for indices in _by_shape(images):
             # One shape at a time: pictures padded to a common size would see their padding, and results would
@@ -144,104 +182,110 @@ class Predictor:
                     for i in part
                 ]
                 for i, out in zip(part, self.model.detector(tensors), strict=True):
-                    keep = (out["scores"] >= self.min_score) & torch.isin(out["labels"], self._torso)
+                    keep = out["scores"] >= PROPOSAL_SCORE
                     boxes, scores = out["boxes"][keep].float(), out["scores"][keep].float()
-                    # One garment may be found as two categories: suppress across classes as well.
-                    kept = batched_nms(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), 0.5)[
-                        : self.max_garments
-                    ]
                     found += [
-                        _Found(i, b, float(s))
-                        for b, s in zip(boxes[kept].cpu().numpy(), scores[kept].cpu(), strict=True)
+                        _Proposal(i, b, float(s))
+                        for b, s in zip(
+                            boxes[:PROPOSALS].cpu().numpy(), scores[:PROPOSALS].cpu(), strict=True
+                        )
                     ]
-        return sorted(found, key=lambda one: (one.image, -one.score))
+        return found
 
-    def _describe(self, pictures: Sequence[Image.Image], found: Sequence[_Found]) -> Iterator[Garment]:
+    def _place(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> Iterator[_Placed]:
+        """What the landmark branch says of each proposal."""
         side = self.model.config.crop_side
-        frames = np.stack(
-            [expand(f.box, GARMENT_MARGIN, pictures[f.image].width, pictures[f.image].height) for f in found]
-        )
+        frames = [
+            expand(p.box, GARMENT_MARGIN, pictures[p.image].width, pictures[p.image].height)
+            for p in proposals
+        ]
         crops = to_tensor(
-            np.stack([cut(pictures[f.image], frame, side) for f, frame in zip(found, frames, strict=True)])
+            np.stack(
+                [cut(pictures[p.image], frame, side) for p, frame in zip(proposals, frames, strict=True)]
+            )
         )
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
         out = self.model.landmarks(crops)
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
         visibility = torch.sigmoid(out.visibility.float()).cpu().numpy()
         chances = torch.softmax(out.presence.float(), -1).cpu().numpy()
-        categories = out.category.argmax(-1).cpu().numpy()
-        dress = np.array(["dress" in TORSO_CATEGORIES[c] for c in categories])
-        boxes = self._region_boxes(points, out.boxes.float().cpu().numpy() * side, dress)
-        presence = chances.argmax(-1).astype(np.uint8)
-
-        scale = (frames[:, 2:] - frames[:, :2]) / side
-        to_picture = lambda xy: xy * scale[:, None] + frames[:, None, :2]  # noqa: E731
-        region_boxes = np.concatenate([to_picture(boxes[..., :2]), to_picture(boxes[..., 2:])], -1).astype(
-            np.float32
-        )
-        features, mirrored = self._features(pictures, found, region_boxes, crops, boxes, out.heatmaps)
-        for i, one in enumerate(found):
-            seen = (presence[i] == Presence.PRESENT)[:, None]
+        categories = out.category.argmax(-1).cpu().tolist()
+        sure = torch.sigmoid(out.garment.float()).cpu().tolist()
+        said = np.clip(out.boxes.float().cpu().numpy(), 0, 1) * side
+        for i, (proposal, frame) in enumerate(zip(proposals, frames, strict=True)):
+            scale = np.tile((frame[2:] - frame[:2]) / side, 2)
             category = TORSO_CATEGORIES[categories[i]]
-            yield Garment(
-                box=one.box.astype(np.float32),
-                score=one.score,
+            yield _Placed(
+                image=proposal.image,
+                score=sure[i],
                 category=category,
-                group=Taxonomy.load(self.model.config.taxonomy).category(category).group or "",
-                landmarks=np.concatenate([to_picture(points)[i], visibility[i][:, None]], -1).astype(
-                    np.float32
-                ),
-                region_boxes=region_boxes[i],
-                presence=presence[i],
-                presence_score=chances[i].max(-1).astype(np.float32),
-                features=features[i] * seen,
-                mirrored_features=mirrored[i] * seen[list(MIRROR)],
+                frame=frame,
+                box=(said[i, NUM_REGIONS] * scale + np.tile(frame[:2], 2)).astype(np.float32),
+                points=points[i],
+                visibility=visibility[i],
+                chances=chances[i],
+                boxes=said[i, :NUM_REGIONS],
+                crop=crops[i],
+                heatmaps=out.heatmaps[i],
             )
 
-    def _region_boxes(self, points: np.ndarray, said: np.ndarray, dress: np.ndarray) -> np.ndarray:
-        """The mean of the landmarks' geometry and of the branch's own boxes, which measures better than
-        either on the held-out garments; but for the waist, where geometry alone does."""
-        side = self.model.config.crop_side
-        margin = GARMENT_MARGIN / (1 + 2 * GARMENT_MARGIN) * side
-        whole = np.broadcast_to(
-            np.array([margin, margin, side - margin, side - margin], np.float32), (len(points), 4)
-        )
-        boxes = boxes_from_points(points, whole, dress)
-        boxes[:, :4] = 0.5 * (boxes[:, :4] + said[:, :4])
-        return np.clip(boxes, 0, side)
+    def _decide(self, placed: Sequence[_Placed]) -> list[_Placed]:
+        """The garments among the proposals: sure enough, each one once, at most ``max_garments`` a picture,
+        surest first."""
+        sure = [one for one in placed if one.score >= self.min_score]
+        if not sure:
+            return []
+        boxes = torch.from_numpy(np.stack([one.box for one in sure]))
+        scores = torch.tensor([one.score for one in sure])
+        images = torch.tensor([one.image for one in sure])
+        kept: dict[int, list[_Placed]] = {}
+        for index in batched_nms(boxes, scores, images, SAME_GARMENT).tolist():  # best score first
+            of_picture = kept.setdefault(sure[index].image, [])
+            if len(of_picture) < self.max_garments:
+                of_picture.append(sure[index])
+        return [one for image in sorted(kept) for one in kept[image]]
+
+    def _describe(self, pictures: Sequence[Image.Image], placed: Sequence[_Placed]) -> Iterator[Garment]:
+        features, mirrored = self._features(pictures, placed)
+        for one, plain, flipped in zip(placed, features, mirrored, strict=True):
+            seen = (one.presence == Presence.PRESENT)[:, None]
+            yield Garment(
+                box=one.box,
+                score=one.score,
+                category=one.category,
+                group=Taxonomy.load(self.model.config.taxonomy).category(one.category).group or "",
+                landmarks=np.concatenate([one.to_picture(one.points), one.visibility[:, None]], -1).astype(
+                    np.float32
+                ),
+                region_boxes=one.region_boxes,
+                presence=one.presence,
+                presence_score=one.chances.max(-1).astype(np.float32),
+                features=plain * seen,
+                mirrored_features=flipped * seen[list(MIRROR)],
+            )
 
     def _features(
-        self,
-        pictures: Sequence[Image.Image],
-        found: Sequence[_Found],
-        region_boxes: np.ndarray,
-        crops: Tensor,
-        boxes: np.ndarray,
-        heatmaps: Tensor,
+        self, pictures: Sequence[Image.Image], placed: Sequence[_Placed]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features of the garments and of their mirror images, (n, 5, d) float32 each."""
         branch = self.model.retrieval
         order = list(MIRROR)
         if isinstance(branch, CropRetrieval):
-            cuts = np.stack(
-                [
-                    cut_regions(pictures[f.image], b, branch.side)
-                    for f, b in zip(found, region_boxes, strict=True)
-                ]
-            )
+            cuts = np.stack([cut_regions(pictures[p.image], p.region_boxes, branch.side) for p in placed])
             regions = to_tensor(cuts).to(self.device)
             plain, flipped = branch(regions), branch(regions.flip(-1)[:, order])
         else:
             side = self.model.config.crop_side
-            heat = heatmaps.float()
+            crops = torch.stack([p.crop for p in placed]).contiguous(memory_format=torch.channels_last)
+            heat = torch.stack([p.heatmaps for p in placed]).float()
             heat = torch.softmax(heat.flatten(2), -1).reshape(heat.shape)
             heat = heat / heat.amax((-2, -1), keepdim=True)
-            placed = torch.from_numpy(boxes).to(self.device)
+            boxes = torch.from_numpy(np.stack([p.boxes for p in placed])).to(self.device)
             turned = torch.stack(
-                [side - placed[..., 2], placed[..., 1], side - placed[..., 0], placed[..., 3]], -1
+                [side - boxes[..., 2], boxes[..., 1], side - boxes[..., 0], boxes[..., 3]], -1
             )[:, order]
             swap = torch.from_numpy(Taxonomy.load(self.model.config.taxonomy).swap.copy()).to(self.device)
-            plain = branch(crops, placed, heat)
+            plain = branch(crops, boxes, heat)
             flipped = branch(
                 crops.flip(-1).contiguous(memory_format=torch.channels_last), turned, heat.flip(-1)[:, swap]
             )

@@ -39,7 +39,8 @@ class LabelledGarment:
     """One garment in one photograph.
 
     ``box`` (4,) xyxy px; ``landmarks`` (K, 3) x, y px and visibility (2 visible, 1 estimated, 0 absent);
-    ``region_boxes`` (5, 4) xyxy px, NaN where the garment has no such region.
+    ``region_boxes`` (5, 4) xyxy px, NaN where the garment has no such region. ``weight``: how often training
+    draws it, against the others.
     """
 
     image_path: Path
@@ -50,6 +51,7 @@ class LabelledGarment:
     region_boxes: np.ndarray
     upright: bool = True
     mask_path: Path | None = None
+    weight: float = 1.0
 
     @property
     def absent(self) -> np.ndarray:
@@ -101,6 +103,41 @@ def read_labels(
         if (splits is None or garment.split in splits) and (garment.upright or not upright_only):
             garments.append(garment)
     return garments
+
+
+def label_row(
+    *,
+    image: str,
+    size: tuple[int, int],
+    category: str,
+    box: np.ndarray,
+    landmarks: np.ndarray,
+    region_boxes: np.ndarray,
+    mask: str | None = None,
+) -> dict[str, object]:
+    """One line of a labels file, what `read_labels` reads.
+
+    ``image`` and ``mask`` are paths relative to the file (or whole ones); ``size`` (width, height) px;
+    ``landmarks`` (11, 3) of clothing11; ``region_boxes`` (5, 4), NaN where absent.
+    """
+    return {
+        "image": image,
+        **({"mask": mask} if mask else {}),
+        "split": "train",
+        "width": size[0],
+        "height": size[1],
+        "category": category,
+        "upright": True,
+        "bbox": [round(float(v), 1) for v in box],
+        "landmarks": {
+            name: [round(float(x), 1), round(float(y), 1), int(v)]
+            for name, (x, y, v) in zip(Taxonomy.load("clothing11").landmarks, landmarks, strict=True)
+        },
+        "regions": {
+            name: None if np.isnan(edges[0]) else [round(float(v), 1) for v in edges]
+            for name, edges in zip(REGIONS, region_boxes, strict=True)
+        },
+    }
 
 
 def _cut_out(garment: LabelledGarment) -> np.ndarray | None:

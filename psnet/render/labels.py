@@ -9,35 +9,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.regions import REGIONS, Presence
+from psnet.data.photographs import label_row
+from psnet.regions import Presence
 from psnet.render.design import sample_design
 from psnet.render.photo import Photograph, photograph_design
-from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy, to_clothing11
+from psnet.taxonomy import TORSO_CATEGORIES, to_clothing11
 
 
-def label_row(photograph: Photograph, image: str, mask: str) -> dict[str, object]:
+def photograph_row(photograph: Photograph, image: str, mask: str) -> dict[str, object]:
     """One line of labels.jsonl; ``image`` and ``mask`` are paths relative to it."""
-    points = to_clothing11(photograph.category, photograph.landmarks)
-    names = Taxonomy.load("clothing11").landmarks
     height, width = photograph.pixels.shape[:2]
-    return {
-        "image": image,
-        "mask": mask,
-        "split": "train",
-        "width": width,
-        "height": height,
-        "category": photograph.category,
-        "upright": True,
-        "bbox": [round(float(v), 1) for v in photograph.box],
-        "landmarks": {
-            name: [round(float(x), 1), round(float(y), 1), int(v)]
-            for name, (x, y, v) in zip(names, points, strict=True)
-        },
-        "regions": {
-            name: None if np.isnan(box[0]) else [round(float(v), 1) for v in box]
-            for name, box in zip(REGIONS, photograph.region_boxes, strict=True)
-        },
-    }
+    return label_row(
+        image=image,
+        mask=mask,
+        size=(width, height),
+        category=photograph.category,
+        box=photograph.box,
+        landmarks=to_clothing11(photograph.category, photograph.landmarks),
+        region_boxes=photograph.region_boxes,
+    )
 
 
 def write_labels(out: Path, count: int, seed: int = 0) -> Path:
@@ -60,7 +50,7 @@ def write_labels(out: Path, count: int, seed: int = 0) -> Path:
         name = f"rendered-{seed}-{index - 1:05d}"
         Image.fromarray(photograph.pixels).save(out / "images" / f"{name}.jpg", quality=92)
         Image.fromarray(photograph.mask).save(out / "masks" / f"{name}.png", optimize=True)
-        rows.append(label_row(photograph, f"images/{name}.jpg", f"masks/{name}.png"))
+        rows.append(photograph_row(photograph, f"images/{name}.jpg", f"masks/{name}.png"))
     path = out / "labels.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -28,6 +28,8 @@ from psnet.train.settings import TrainSettings
 from psnet.verdict import Calibration
 from psnet.weights import save_description, save_part
 
+# Pictures without a torso garment that are kept for validation.
+HELD_EMPTY = 80
 PARTS = ("detector", "landmarks", "retrieval", "calibration", "all")
 
 
@@ -35,15 +37,22 @@ def load_garments(settings: TrainSettings) -> tuple[list[LabelledGarment], list[
     """Training and held-out garments of all label files, each with its cut-out."""
     train: list[LabelledGarment] = []
     held: list[LabelledGarment] = []
-    for path in settings.labels:
-        garments = with_masks(
-            read_labels(Path(path), [settings.split]), Path(settings.masks), max(settings.workers, 1)
+    if settings.label_weights and len(settings.label_weights) != len(settings.labels):
+        raise ConfigError(
+            f"label_weights: {len(settings.label_weights)} numbers for {len(settings.labels)} label files"
         )
+    weights = settings.label_weights or (1.0,) * len(settings.labels)
+    for path, weight in zip(settings.labels, weights, strict=True):
+        garments = [dataclasses.replace(g, weight=weight) for g in _with_masks(settings, Path(path))]
         held += garments[:: settings.holdout]
         train += [g for i, g in enumerate(garments) if i % settings.holdout]
     if not train:
         raise ConfigError("labels: no garment to train on; name label files with --set labels=[...]")
     return train, held
+
+
+def _with_masks(settings: TrainSettings, labels: Path) -> list[LabelledGarment]:
+    return with_masks(read_labels(labels, [settings.split]), Path(settings.masks), max(settings.workers, 1))
 
 
 def empty_images(settings: TrainSettings) -> list[Path]:
@@ -103,11 +112,11 @@ def train_detector(settings: TrainSettings) -> None:
     train, held = load_garments(settings)
     empty = empty_images(settings)
     model = build_detector(settings.model.detector)
-    figures = lambda m: detector_figures(m, held, empty[:40])  # noqa: E731
+    figures = lambda m: detector_figures(m, held, empty[:HELD_EMPTY])  # noqa: E731
     out = Path(settings.out)
     fit(
         model,
-        DetectorSamples(train, empty[40:], settings.seed),
+        DetectorSamples(train, empty[HELD_EMPTY:], settings.seed),
         detector_loss,
         out / "detector",
         _loop(settings, settings.detector),
@@ -120,15 +129,16 @@ def train_detector(settings: TrainSettings) -> None:
 def train_landmarks(settings: TrainSettings) -> None:
     train, held = load_garments(settings)
     side = settings.model.crop_side
+    empty = empty_images(settings)
     model = build_landmark_branch(settings.model)
     out = Path(settings.out)
     fit(
         model,
-        LandmarkSamples(train, settings.seed, side),
+        LandmarkSamples(train, settings.seed, side, empty[HELD_EMPTY:]),
         landmark_loss,
         out / "landmarks",
         _loop(settings, settings.landmarks),
-        lambda m: landmark_figures(m, held, side),
+        lambda m: landmark_figures(m, held, side, empty[:HELD_EMPTY]),
     )
     save_part(model, out / "landmarks.safetensors")
 

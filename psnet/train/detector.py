@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from psnet.data.photographs import LabelledGarment, read_pixels
-from psnet.data.rephotograph import CameraRange, Subject, rephotograph
+from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.detector import CATEGORIES
 from psnet.taxonomy import Taxonomy
-from psnet.train.landmarks import subject_of
+from psnet.train.landmarks import nothing, subject_of
 
 DETECTOR_CAMERA = CameraRange(
     side=320, rotation=9, wild_rotation=0.06, fill=(0.3, 1.06), shift=0.09, new_background=0.5, colour=0.2
@@ -45,16 +45,7 @@ class DetectorSamples:
         kind = rng.random()
         if kind < 0.22 and self.empty:
             pixels = read_pixels(self.empty[int(rng.integers(len(self.empty)))])
-            height, width = pixels.shape[:2]
-            whole = np.array([0, 0, width, height], np.float32)
-            nothing = Subject(
-                pixels,
-                None,
-                whole,
-                np.zeros((len(self.swap), 3), np.float32),
-                np.full((5, 4), np.nan, np.float32),
-            )
-            image = rephotograph(nothing, rng, DETECTOR_CAMERA, swap=self.swap).pixels
+            image = rephotograph(nothing(pixels), rng, DETECTOR_CAMERA, swap=self.swap).pixels
             boxes, labels = np.zeros((0, 4), np.float32), []
         elif kind < 0.3:
             (left, box_l, label_l), (right, box_r, label_r) = self._view(rng), self._view(rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from psnet.crops import GARMENT_MARGIN, cut, expand
-from psnet.data.photographs import LabelledGarment
+from psnet.crops import GARMENT_MARGIN, cut, expand, to_tensor
+from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.landmarks import LandmarkBranch
-from psnet.regions import NUM_REGIONS, Presence
+from psnet.regions import GROUPS, NUM_REGIONS, REGIONS, Presence
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 
 LANDMARK_CAMERA = CameraRange(
@@ -23,8 +24,24 @@ LANDMARK_CAMERA = CameraRange(
 )
 
 
+# Category of a crop without a garment: what cross-entropy ignores.
+NO_GARMENT = -100
+
+
 def subject_of(garment: LabelledGarment) -> Subject:
     return Subject(garment.read(), garment.read_mask(), garment.box, garment.landmarks, garment.region_boxes)
+
+
+def nothing(pixels: np.ndarray) -> Subject:
+    """A picture without a torso garment, as something to photograph: its box is the whole picture."""
+    height, width = pixels.shape[:2]
+    return Subject(
+        pixels,
+        None,
+        np.array([0, 0, width, height], np.float32),
+        np.zeros((len(Taxonomy.load("clothing11").landmarks), 3), np.float32),
+        np.full((NUM_REGIONS, 4), np.nan, np.float32),
+    )
 
 
 def presence_of(view: View, visible_share: float = 0.4) -> np.ndarray:
@@ -35,8 +52,11 @@ def presence_of(view: View, visible_share: float = 0.4) -> np.ndarray:
     )
 
 
-def targets(view: View, category: str, box: np.ndarray, side: int) -> dict[str, Tensor]:
-    """Crop and targets in pixels of the crop; ``box`` (4,) is what the detector would have said."""
+def targets(view: View, category: str | None, box: np.ndarray, side: int) -> dict[str, Tensor]:
+    """Crop and targets in pixels of the crop; ``box`` (4,) is what the detector would have said.
+
+    ``category`` None: no garment, and nothing else is to be learnt from it.
+    """
     height, width = view.pixels.shape[:2]
     x0, y0, x1, y1 = expand(box, GARMENT_MARGIN, width, height)
     pixels = cut(Image.fromarray(view.pixels), np.array([x0, y0, x1, y1]), side)
@@ -46,7 +66,10 @@ def targets(view: View, category: str, box: np.ndarray, side: int) -> dict[str, 
     inside = ((points > -0.02 * side) & (points < 1.02 * side)).all(-1)
     visible = view.landmarks[:, 2]
     presence = presence_of(view)
-    boxes = np.nan_to_num((view.region_boxes - np.tile(origin, 2)) * np.tile(scale, 2)) / side
+    boxes = np.concatenate([view.region_boxes, view.box[None]])
+    boxes = np.nan_to_num((boxes - np.tile(origin, 2)) * np.tile(scale, 2)) / side
+    if category is None:
+        visible = np.zeros_like(visible)
     return {
         "crop": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
         "points": torch.from_numpy(points.astype(np.float32)),
@@ -55,7 +78,7 @@ def targets(view: View, category: str, box: np.ndarray, side: int) -> dict[str, 
         ),
         "visible": torch.from_numpy(((visible == 2) & inside).astype(np.float32)),
         "presence": torch.from_numpy(presence.astype(np.int64)),
-        "category": torch.tensor(TORSO_CATEGORIES.index(category)),
+        "category": torch.tensor(NO_GARMENT if category is None else TORSO_CATEGORIES.index(category)),
         "boxes": torch.from_numpy(np.clip(boxes, 0, 1).astype(np.float32)),
     }
 
@@ -63,7 +86,9 @@ def targets(view: View, category: str, box: np.ndarray, side: int) -> dict[str, 
 class LandmarkSamples:
     """Labelled photographs, photographed anew for every sample.
 
-    Rare categories are drawn more often (by the square root of their frequency).
+    Rare categories are drawn more often (by the square root of their frequency). Of the samples, a quarter
+    show no garment of the torso where ``empty`` names pictures without one: one of those, or a piece of
+    background.
     """
 
     def __init__(
@@ -71,22 +96,35 @@ class LandmarkSamples:
         garments: Sequence[LabelledGarment],
         seed: int,
         side: int,
-        backgrounds: Sequence[LabelledGarment] = (),
+        empty: Sequence[Path] = (),
     ) -> None:
-        self.garments, self.seed, self.side = list(garments), seed, side
-        self.backgrounds = list(backgrounds) or self.garments
+        self.garments, self.seed, self.side, self.empty = list(garments), seed, side, list(empty)
         self.swap = Taxonomy.load("clothing11").swap
         counts = {c: sum(g.category == c for g in garments) for c in {g.category for g in garments}}
-        weights = np.array([counts[g.category] ** -0.5 for g in garments])
+        weights = np.array([g.weight * counts[g.category] ** -0.5 for g in garments])
         self.probability = weights / weights.sum()
 
     def sample(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
         garment = self.garments[int(rng.choice(len(self.garments), p=self.probability))]
-        other = self.backgrounds[int(rng.integers(len(self.backgrounds)))].read()
+        other = self.garments[int(rng.integers(len(self.garments)))].read()
+        kind = rng.random() if self.empty else 1.0
+        if kind < 0.2:
+            pixels = read_pixels(self.empty[int(rng.integers(len(self.empty)))])
+            view = rephotograph(nothing(pixels), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
+            height, width = view.pixels.shape[:2]
+            sides = rng.uniform(0.3, 1.0, 2) * (width, height)
+            corner = rng.uniform(0, 1, 2) * ((width, height) - sides)
+            return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
         view = rephotograph(subject_of(garment), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
         size = np.tile(view.box[2:] - view.box[:2], 2)
-        jitter = rng.normal(0, 0.035, 4) if rng.random() < 0.8 else rng.normal(0, 0.08, 4)
+        if kind < 0.25:
+            # A corner of the picture with little of the garment in it.
+            height, width = view.pixels.shape[:2]
+            sides = rng.uniform(0.15, 0.35, 2) * (width, height)
+            corner = rng.integers(0, 2, 2) * ((width, height) - sides)
+            return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
+        jitter = rng.normal(0, 0.045, 4) if rng.random() < 0.75 else rng.normal(0, 0.1, 4)
         box = view.box + (jitter * size).astype(np.float32)
         return targets(view, garment.category, box, self.side)
 
@@ -103,65 +141,99 @@ def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     log = torch.log_softmax(out.heatmaps.float().flatten(2), -1)
     entropy = -(wanted * log).sum(-1)
     weight = batch["weight"]
-    present = batch["presence"] == Presence.PRESENT
+    garment = batch["category"] != NO_GARMENT
+    present = (batch["presence"] == Presence.PRESENT) & garment[:, None]
+    present = torch.cat([present, garment[:, None]], 1)
     boxes, said = batch["boxes"], out.boxes.float()
     l1 = ((said - boxes).abs().mean(-1) * present).sum() / present.sum().clamp_min(1)
     giou = generalized_box_iou_loss(said[present], boxes[present], reduction="mean")
+    visibility = F.binary_cross_entropy_with_logits(
+        out.visibility[garment].float(), batch["visible"][garment]
+    )
+    presence = F.cross_entropy(
+        out.presence[garment].float().flatten(0, 1), batch["presence"][garment].flatten()
+    )
     return {
         "heatmap": (entropy * weight).sum() / weight.sum().clamp_min(1),
-        "visibility": 0.3 * F.binary_cross_entropy_with_logits(out.visibility.float(), batch["visible"]),
-        "presence": 0.5 * F.cross_entropy(out.presence.float().flatten(0, 1), batch["presence"].flatten()),
+        "visibility": 0.3 * visibility,
+        "presence": 0.5 * presence,
+        "garment": 0.5 * F.binary_cross_entropy_with_logits(out.garment.float(), garment.float()),
         "category": 0.3 * F.cross_entropy(out.category.float(), batch["category"], label_smoothing=0.05),
-        "box_l1": 4 * l1,
-        "box_giou": 0.5 * giou,
+        "box_l1": 8 * l1,
+        "box_giou": giou,
     }
 
 
 @torch.inference_mode()
-def landmark_figures(model: nn.Module, garments: Sequence[LabelledGarment], side: int) -> dict[str, float]:
-    """Figures on garments as they were photographed, cut out by their true boxes.
+def landmark_figures(
+    model: nn.Module, garments: Sequence[LabelledGarment], side: int, empty: Sequence[Path] = ()
+) -> dict[str, float]:
+    """Figures on garments as they were photographed, cut out by boxes that miss their true ones a little.
 
-    ``nme``: mean distance over the longer side of the box, visible points; ``iou`` of the region boxes;
-    ``presence`` and ``category``: share right.
+    ``nme``: mean distance over the longer side of the box, visible points; ``iou`` of the region boxes, each
+    and on average, ``iou_box`` of the garment's; ``presence``, ``category`` and ``group``: share right;
+    ``garment``: share of garments taken for one, ``false`` of the pictures ``empty``.
     """
     assert isinstance(model, LandmarkBranch)
     device = next(model.parameters()).device
-    errors, overlaps, presences, categories = [], [], [], []
+    group = torch.tensor(
+        [GROUPS.index(Taxonomy.load("clothing11").category(c).group or "") for c in TORSO_CATEGORIES]
+    )
+    rng = np.random.default_rng(0)
+    errors, overlaps, whole, presences, categories, groups, taken = [], [], [], [], [], [], []
     for start in range(0, len(garments), 32):
         batch = []
         for garment in garments[start : start + 32]:
             seen = np.where(np.isnan(garment.region_boxes[:, 0]), 0.0, 1.0).astype(np.float32)
             view = View(garment.read(), garment.box, garment.landmarks, garment.region_boxes, seen, False)
-            batch.append(targets(view, garment.category, garment.box, side))
+            miss = rng.normal(0, 0.04, 4) * np.tile(garment.box[2:] - garment.box[:2], 2)
+            batch.append(targets(view, garment.category, (garment.box + miss).astype(np.float32), side))
         stacked = {k: torch.stack([b[k] for b in batch]).to(device) for k in batch[0]}
         out = model(stacked["crop"].float() / 255)
         points = model.codec.decode(out.heatmaps)
         for i, garment in enumerate(garments[start : start + 32]):
-            size = (garment.box[2:] - garment.box[:2]) * (1 + 2 * GARMENT_MARGIN)
-            difference = (points[i] - stacked["points"][i]).cpu().numpy() / side * size
+            extent = stacked["boxes"][i, -1, 2:] - stacked["boxes"][i, -1, :2]
+            frame = (garment.box[2:] - garment.box[:2]) / extent.cpu().numpy()  # px of the picture per crop
+            difference = (points[i] - stacked["points"][i]).cpu().numpy() / side * frame
             visible = stacked["visible"][i].cpu().numpy() > 0
             errors.append(
                 np.linalg.norm(difference, axis=-1)[visible] / max(garment.box[2:] - garment.box[:2])
             )
-            present = (stacked["presence"][i] == Presence.PRESENT).nonzero().flatten()
-            iou = box_iou(out.boxes[i][present].float(), stacked["boxes"][i][present]).diagonal()
-            overlaps.append(iou.cpu().numpy())
+            iou = box_iou(out.boxes[i].float(), stacked["boxes"][i]).diagonal().cpu().numpy()
+            present = (stacked["presence"][i] == Presence.PRESENT).cpu().numpy()
+            overlaps.append(np.where(present, iou[:NUM_REGIONS], np.nan))
+            whole.append(iou[NUM_REGIONS])
         presences.append((out.presence.argmax(-1) == stacked["presence"]).float().mean(0).cpu().numpy())
-        categories.append((out.category.argmax(-1) == stacked["category"]).float().cpu().numpy())
+        said, true = out.category.argmax(-1).cpu(), stacked["category"].cpu()
+        categories += (said == true).tolist()
+        groups += (group[said] == group[true]).tolist()
+        taken += (out.garment > 0).tolist()
+    false = []
+    for start in range(0, len(empty), 32):
+        pictures = [Image.fromarray(read_pixels(path)) for path in empty[start : start + 32]]
+        crops = np.stack([cut(p, np.array([0, 0, p.width, p.height]), side) for p in pictures])
+        false += (model(to_tensor(crops).to(device)).garment > 0).tolist()
+    regions = np.nanmean(np.array(overlaps), 0)
     return {
         "nme": float(np.concatenate(errors).mean()),
-        "iou": float(np.concatenate(overlaps).mean()),
+        "iou": float(np.nanmean(np.array(overlaps))),
+        **{f"iou_{name}": float(v) for name, v in zip(REGIONS, regions, strict=True)},
+        "iou_box": float(np.mean(whole)),
         "presence": float(np.mean(presences)),
-        "category": float(np.concatenate(categories).mean()),
+        "category": float(np.mean(categories)),
+        "group": float(np.mean(groups)),
+        "garment": float(np.mean(taken)),
+        "false": float(np.mean(false)) if false else 0.0,
     }
 
 
 __all__ = [
     "LANDMARK_CAMERA",
-    "NUM_REGIONS",
+    "NO_GARMENT",
     "LandmarkSamples",
     "landmark_figures",
     "landmark_loss",
+    "nothing",
     "presence_of",
     "subject_of",
     "targets",

@@ -11,6 +11,7 @@ from psnet.train.loop import LoopSettings
 @dataclass(frozen=True)
 class TrainSettings:
     """``labels``: label files in the layout of `psnet.data.photographs` (real and rendered ones alike);
+    ``label_weights`` how often a garment of each file is drawn against the others' (1 where not given);
     ``empty``: a catalogue whose ``empty_categories`` show no torso garment; ``masks``: folder of cut-outs,
     made when missing.
 
@@ -19,6 +20,7 @@ class TrainSettings:
     """
 
     labels: tuple[str, ...] = ()
+    label_weights: tuple[float, ...] = ()
     split: str = "train"
     masks: str = "masks"
     empty: str | None = None
