@@ -43,6 +43,11 @@ class HeatmapCodec:
         maps = gy.unsqueeze(-1) * gx.unsqueeze(-2)
         return maps / maps.sum((-2, -1), keepdim=True).clamp_min(1e-12)
 
+    def guide(self, logits: Tensor) -> Tensor:
+        """(n, K, h, w) logits -> heatmaps with their peak at 1, what attention is guided by."""
+        chance = torch.softmax(logits.float().flatten(2), -1).reshape(logits.shape)
+        return chance / chance.amax((-2, -1), keepdim=True)
+
     def decode(self, logits: Tensor) -> Tensor:
         """(n, K, h, w) logits -> (n, K, 2) crop pixels: the mean of the softmax around its peak.
 

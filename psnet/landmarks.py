@@ -11,7 +11,6 @@ from psnet.backbone import Backbone
 from psnet.heatmap import HeatmapCodec
 from psnet.regions import NUM_REGIONS
 
-
 # Five regions and the garment itself.
 BOXES = NUM_REGIONS + 1
 

@@ -11,7 +11,8 @@ from psnet.backbone import Backbone
 from psnet.detector import DetectorConfig, build_detector
 from psnet.heatmap import HeatmapCodec
 from psnet.landmarks import LandmarkBranch
-from psnet.retrieval import CropRetrieval, RoiRetrieval
+from psnet.regions import NUM_REGIONS
+from psnet.retrieval import CropRetrieval, RoiRetrieval, StripeRetrieval
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 
 
@@ -20,7 +21,8 @@ class PSNetConfig:
     """What a set of weights is: changing any of these needs other weights.
 
     ``crop_side`` px of a garment's picture; ``heatmap_side`` cells and ``heatmap_sigma`` cells; ``retrieval``
-    crop (a picture per region, default) or roi (the paper's ROI pooling with attention); ``feature_dim`` d
+    crop (a picture per region, default), roi (the paper's ROI pooling with attention), or the baselines pcb
+    (horizontal stripes) and global (one embedding); ``feature_dim`` d
     per region; ``region_side`` px of a region's picture, ``region_width`` channels of its network's first
     stage.
     """
@@ -54,23 +56,29 @@ class PSNetConfig:
         )
 
 
+def heatmap_codec(config: PSNetConfig) -> HeatmapCodec:
+    return HeatmapCodec((config.heatmap_side,) * 2, (config.crop_side,) * 2, config.heatmap_sigma)
+
+
 def build_landmark_branch(config: PSNetConfig) -> LandmarkBranch:
     """Raises ValueError for an unknown taxonomy or backbone."""
-    codec = HeatmapCodec((config.heatmap_side,) * 2, (config.crop_side,) * 2, config.heatmap_sigma)
     backbone = Backbone(config.backbone, config.backbone_channels, config.pretrained)
-    return LandmarkBranch(backbone, len(Taxonomy.load(config.taxonomy)), len(TORSO_CATEGORIES), codec)
+    landmarks, categories = len(Taxonomy.load(config.taxonomy)), len(TORSO_CATEGORIES)
+    return LandmarkBranch(backbone, landmarks, categories, heatmap_codec(config))
 
 
-def build_retrieval_branch(config: PSNetConfig) -> CropRetrieval | RoiRetrieval:
-    """Raises ValueError when ``config.retrieval`` is neither crop nor roi."""
+def build_retrieval_branch(config: PSNetConfig) -> CropRetrieval | RoiRetrieval | StripeRetrieval:
+    """Raises ValueError when ``config.retrieval`` is none of crop, roi, pcb, global."""
     if config.retrieval == "crop":
         return CropRetrieval(config.feature_dim, config.region_width, config.region_side)
+    if config.retrieval not in ("roi", "pcb", "global"):
+        raise ValueError(f"unknown retrieval branch {config.retrieval!r}: choose crop, roi, pcb or global")
+    backbone = Backbone(config.backbone, config.backbone_channels, config.pretrained)
     if config.retrieval == "roi":
-        backbone = Backbone(config.backbone, config.backbone_channels, config.pretrained)
         return RoiRetrieval(
             backbone, len(Taxonomy.load(config.taxonomy)), config.feature_dim, attention=config.attention
         )
-    raise ValueError(f"unknown retrieval branch {config.retrieval!r}: choose crop or roi")
+    return StripeRetrieval(backbone, config.feature_dim, NUM_REGIONS if config.retrieval == "pcb" else 1)
 
 
 class PSNet(nn.Module):

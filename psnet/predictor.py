@@ -18,7 +18,7 @@ from torchvision.ops import batched_nms
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, to_tensor
 from psnet.model import PSNet
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
-from psnet.retrieval import CropRetrieval
+from psnet.retrieval import CropRetrieval, StripeRetrieval
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 from psnet.verdict import Calibration
 from psnet.weights import load_psnet, model_tag, read_description
@@ -94,7 +94,8 @@ class _Placed:
 class Predictor:
     """Detection, landmarks, regions and features in one pass over a batch of images.
 
-    ``min_score`` of a garment (the landmark branch's certainty that it is one), ``max_garments`` per image, ``batch`` garments per forward pass.
+    ``min_score`` of a garment (the landmark branch's certainty that it is one), ``max_garments`` per image,
+    ``batch`` garments per forward pass.
     """
 
     def __init__(
@@ -248,7 +249,8 @@ class Predictor:
     def _describe(self, pictures: Sequence[Image.Image], placed: Sequence[_Placed]) -> Iterator[Garment]:
         features, mirrored = self._features(pictures, placed)
         for one, plain, flipped in zip(placed, features, mirrored, strict=True):
-            seen = (one.presence == Presence.PRESENT)[:, None]
+            # Stripes are no regions: a garment without sleeves has all of them.
+            seen = (one.presence == Presence.PRESENT)[:, None] | (not self.model.retrieval.regional)
             yield Garment(
                 box=one.box,
                 score=one.score,
@@ -277,18 +279,17 @@ class Predictor:
         else:
             side = self.model.config.crop_side
             crops = torch.stack([p.crop for p in placed]).contiguous(memory_format=torch.channels_last)
-            heat = torch.stack([p.heatmaps for p in placed]).float()
-            heat = torch.softmax(heat.flatten(2), -1).reshape(heat.shape)
-            heat = heat / heat.amax((-2, -1), keepdim=True)
+            mirrored = crops.flip(-1).contiguous(memory_format=torch.channels_last)
+            if isinstance(branch, StripeRetrieval):
+                plain, flipped = branch(crops), branch(mirrored)
+                return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
+            heat = self.model.landmarks.codec.guide(torch.stack([p.heatmaps for p in placed]))
             boxes = torch.from_numpy(np.stack([p.boxes for p in placed])).to(self.device)
             turned = torch.stack(
                 [side - boxes[..., 2], boxes[..., 1], side - boxes[..., 0], boxes[..., 3]], -1
             )[:, order]
             swap = torch.from_numpy(Taxonomy.load(self.model.config.taxonomy).swap.copy()).to(self.device)
-            plain = branch(crops, boxes, heat)
-            flipped = branch(
-                crops.flip(-1).contiguous(memory_format=torch.channels_last), turned, heat.flip(-1)[:, swap]
-            )
+            plain, flipped = branch(crops, boxes, heat), branch(mirrored, turned, heat.flip(-1)[:, swap])
         return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
 
 

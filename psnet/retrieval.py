@@ -1,9 +1,9 @@
 """Retrieval branch: five unit-norm features a garment (PS-Net, section 4.2).
 
-Two ways to make them, chosen by configuration and measured side by side: `RoiRetrieval`, the paper's (one map
-of the whole garment, landmark-guided attention, ROI pooling), and `CropRetrieval` (a small network on a
-picture of each region alone, which cannot see its neighbours, so an edited collar does not move the chest's
-feature).
+Ways to make them, chosen by configuration and measured side by side: `RoiRetrieval`, the paper's (one map of
+the whole garment, landmark-guided attention, ROI pooling), and `CropRetrieval` (a small network on a picture
+of each region alone, which cannot see its neighbours, so an edited collar does not move the chest's feature).
+`StripeRetrieval` knows no regions and serves as a baseline.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def unit_norm(features: Tensor) -> Tensor:
 class RoiRetrieval(nn.Module):
     """The paper's branch: F -> F' by attention -> ROI pooling -> one linear layer a region -> unit norm."""
 
+    regional = True
+
     def __init__(
         self, backbone: Backbone, landmarks: int, dim: int, pool: int = 4, attention: bool = True
     ) -> None:
@@ -47,6 +49,26 @@ class RoiRetrieval(nn.Module):
         # The 1 × 1 reduction commutes with pooling; doing it first pools an eighth of the channels.
         pooled = pool_regions(self.reduce(features), boxes, self.pool, Backbone.STRIDE).flatten(2)
         return unit_norm(torch.stack([layer(pooled[:, r]) for r, layer in enumerate(self.embed)], 1))
+
+
+class StripeRetrieval(nn.Module):
+    """Baselines on the same backbone: five horizontal stripes of the map, each pooled and embedded (PCB,
+    Sun et al., ECCV 2018, without the refinement), or with ``stripes`` 1 one embedding of the whole garment,
+    given five times so that every comparison of regions reads it."""
+
+    regional = False
+
+    def __init__(self, backbone: Backbone, dim: int, stripes: int = NUM_REGIONS) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pool = nn.AdaptiveAvgPool2d((stripes, 1))
+        self.embed = nn.ModuleList(nn.Linear(backbone.channels, dim) for _ in range(stripes))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Garment crops (n, 3, H, W) in 0…1 -> (n, 5, dim)."""
+        pooled = self.pool(self.backbone(crops)).squeeze(-1)
+        stripes = [layer(pooled[:, :, s]) for s, layer in enumerate(self.embed)]
+        return unit_norm(torch.stack(stripes, 1)).expand(-1, NUM_REGIONS, -1)
 
 
 class _Residual(nn.Module):
@@ -76,6 +98,7 @@ class CropRetrieval(nn.Module):
     Pooling to a 2 × 2 grid and not to one cell keeps where in the region a print sits.
     """
 
+    regional = True
     mean: Tensor
     std: Tensor
 

@@ -83,16 +83,21 @@ def load_psnet(path: str | Path | None = None) -> PSNet:
         raise WeightsError(f"{folder / 'model.json'}: {error}") from error
     for part in PARTS:
         file = folder / f"{part}.safetensors"
-        try:
-            tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
-            getattr(model, part).load_state_dict(tensors)
-        except (SafetensorError, RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsError(
-                f"{file}: weights of another model or damaged ({reason}); "
-                "use the folder `psnet train` wrote as a whole"
-            ) from error
+        load_part(getattr(model, part), file)
     return model.eval()
+
+
+def load_part(module: torch.nn.Module, file: Path) -> None:
+    """One part's weights, as `save_part` wrote them, into ``module`` in float32. Raises WeightsError."""
+    try:
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
+        module.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{file}: weights of another model or damaged ({reason}); "
+            "use the folder `psnet train` wrote as a whole"
+        ) from error
 
 
 def save_part(module: torch.nn.Module, file: Path) -> None:

@@ -17,24 +17,28 @@ from pathlib import Path
 from psnet.config import ConfigError, load_config
 from psnet.data.photographs import LabelledGarment, read_labels, with_masks
 from psnet.detector import build_detector
-from psnet.model import build_landmark_branch, build_retrieval_branch
+from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
 from psnet.predictor import Predictor
 from psnet.train.calibrate import calibrate
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import LandmarkSamples, landmark_figures, landmark_loss
 from psnet.train.loop import LoopSettings, fit
+from psnet.train.pseudo import write_pseudo_labels
 from psnet.train.retrieval import RetrievalSamples, retrieval_figures, retrieval_loss, validation_batch
 from psnet.train.settings import TrainSettings
 from psnet.verdict import Calibration
-from psnet.weights import save_description, save_part
+from psnet.weights import load_part, save_description, save_part
 
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
-PARTS = ("detector", "landmarks", "retrieval", "calibration", "all")
+PARTS = ("detector", "landmarks", "self-training", "retrieval", "calibration", "all")
 
 
-def load_garments(settings: TrainSettings) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
-    """Training and held-out garments of all label files, each with its cut-out."""
+def load_garments(
+    settings: TrainSettings, pseudo_labels: bool = False
+) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
+    """Training and held-out garments of all label files, each with its cut-out; ``pseudo_labels`` adds those
+    of the part self-training, where they have been made, to the training ones."""
     train: list[LabelledGarment] = []
     held: list[LabelledGarment] = []
     if settings.label_weights and len(settings.label_weights) != len(settings.labels):
@@ -43,16 +47,21 @@ def load_garments(settings: TrainSettings) -> tuple[list[LabelledGarment], list[
         )
     weights = settings.label_weights or (1.0,) * len(settings.labels)
     for path, weight in zip(settings.labels, weights, strict=True):
-        garments = [dataclasses.replace(g, weight=weight) for g in _with_masks(settings, Path(path))]
+        garments = _with_masks(settings, Path(path), weight)
         held += garments[:: settings.holdout]
         train += [g for i, g in enumerate(garments) if i % settings.holdout]
     if not train:
         raise ConfigError("labels: no garment to train on; name label files with --set labels=[...]")
+    own = _pseudo_labels(settings)
+    if pseudo_labels and own.exists():
+        train += _with_masks(settings, own, settings.pseudo_weight)
     return train, held
 
 
-def _with_masks(settings: TrainSettings, labels: Path) -> list[LabelledGarment]:
-    return with_masks(read_labels(labels, [settings.split]), Path(settings.masks), max(settings.workers, 1))
+def _with_masks(settings: TrainSettings, labels: Path, weight: float) -> list[LabelledGarment]:
+    garments = read_labels(labels, [settings.split])
+    cut_out = with_masks(garments, Path(settings.masks), max(settings.workers, 1))
+    return [dataclasses.replace(garment, weight=weight) for garment in cut_out]
 
 
 def empty_images(settings: TrainSettings) -> list[Path]:
@@ -87,6 +96,25 @@ def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
     ]
     step = max(len(pictures) // settings.background_images, 1)
     return pictures[::step][: settings.background_images]
+
+
+def unlabelled_images(settings: TrainSettings) -> list[Path]:
+    """Pictures of the catalogue ``settings.unlabelled`` that may show a torso garment and that no label file
+    knows, test pictures included."""
+    if settings.unlabelled is None:
+        return []
+    known = {
+        g.image_path.name for path in settings.labels for g in read_labels(Path(path), upright_only=False)
+    }
+    return [
+        p
+        for p, category, _ in _catalogue(settings.unlabelled)
+        if category not in settings.empty_categories and p.name not in known
+    ]
+
+
+def _pseudo_labels(settings: TrainSettings) -> Path:
+    return Path(settings.out) / "pseudo-labels.jsonl"
 
 
 def _catalogue(path: str) -> list[tuple[Path, str, str]]:
@@ -143,21 +171,50 @@ def train_landmarks(settings: TrainSettings) -> None:
     save_part(model, out / "landmarks.safetensors")
 
 
+def train_self(settings: TrainSettings) -> None:
+    """Label the unlabelled photographs with what has been trained so far, and go on with the landmark branch
+    on labels of both kinds (noisy student, Xie et al., CVPR 2020)."""
+    out = Path(settings.out)
+    path = _pseudo_labels(settings)
+    if not path.exists():
+        retrieval = out / "retrieval.safetensors"
+        if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
+            save_part(build_retrieval_branch(settings.model), retrieval)
+        save_description(out, settings.model, {})
+        predictor = Predictor.load(out, settings.device, settings.precision)
+        images = unlabelled_images(settings)
+        count = write_pseudo_labels(predictor, images, path, settings.pseudo_score, settings.pseudo_presence)
+        print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
+    train, held = load_garments(settings, pseudo_labels=True)
+    side = settings.model.crop_side
+    empty = empty_images(settings)
+    model = build_landmark_branch(settings.model)
+    part = out / "landmarks.safetensors"
+    load_part(model, part)
+    fit(
+        model,
+        LandmarkSamples(train, settings.seed + 1, side, empty[HELD_EMPTY:]),
+        landmark_loss,
+        out / "self-training",
+        _loop(settings, settings.self_training),
+        lambda m: landmark_figures(m, held, side, empty[:HELD_EMPTY]),
+    )
+    save_part(model, part)
+
+
 def train_retrieval(settings: TrainSettings) -> None:
-    train, held = load_garments(settings)
-    if settings.model.retrieval != "crop":
-        raise ConfigError("model.retrieval: only the crop branch is trained by this command so far")
-    side = settings.model.region_side
+    train, held = load_garments(settings, pseudo_labels=True)
     model = build_retrieval_branch(settings.model)
-    batch = validation_batch(held, settings.seed + 1, side)
+    codec = heatmap_codec(settings.model)
+    batch = validation_batch(held, settings.seed + 1, settings.model)
     out = Path(settings.out)
     fit(
         model,
-        RetrievalSamples(train, settings.seed, side),
-        retrieval_loss(settings.temperature, settings.retrieval_loss),
+        RetrievalSamples(train, settings.seed, settings.model, settings.box_noise),
+        retrieval_loss(settings.temperature, codec, settings.retrieval_loss),
         out / "retrieval",
         _loop(settings, settings.retrieval),
-        lambda m: retrieval_figures(m, batch),
+        lambda m: retrieval_figures(m, batch, codec),
     )
     save_part(model, out / "retrieval.safetensors")
 
@@ -203,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = {
         "detector": train_detector,
         "landmarks": train_landmarks,
+        "self-training": train_self,
         "retrieval": train_retrieval,
         "calibration": fit_calibration,
     }

@@ -146,7 +146,9 @@ def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     present = torch.cat([present, garment[:, None]], 1)
     boxes, said = batch["boxes"], out.boxes.float()
     l1 = ((said - boxes).abs().mean(-1) * present).sum() / present.sum().clamp_min(1)
-    giou = generalized_box_iou_loss(said[present], boxes[present], reduction="mean")
+    # Early edges may cross, and an area below zero would let the loss fall without end; L1 uncrosses them.
+    proper = torch.cat([said[..., :2], torch.maximum(said[..., 2:], said[..., :2] + 0.01)], -1)
+    giou = generalized_box_iou_loss(proper[present], boxes[present], reduction="mean")
     visibility = F.binary_cross_entropy_with_logits(
         out.visibility[garment].float(), batch["visible"][garment]
     )

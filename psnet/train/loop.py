@@ -8,6 +8,7 @@ is pickled.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -125,8 +126,8 @@ def fit(
 ) -> nn.Module:
     """Train ``model`` in place; returns it with the averaged weights loaded.
 
-    ``loss`` gives named losses, whose sum is minimised. ``out`` receives checkpoint.safetensors and
-    log.jsonl; where a checkpoint lies, training goes on from it.
+    ``loss`` gives named losses, whose sum is minimised. ``out`` receives checkpoint.safetensors, log.jsonl
+    and, where tensorboard is installed, its event files; where a checkpoint lies, training goes on from it.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
@@ -158,6 +159,7 @@ def fit(
         pin_memory=device.type == "cuda",
     )
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision)
+    log = _Log(out, settings.steps)
     sums: dict[str, float] = {}
     started, counted = time.monotonic(), 0
     batches: Iterator[Any] = iter(loader)
@@ -186,10 +188,7 @@ def fit(
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
-            row: dict[str, Any] = {"step": done, "seconds": round(time.monotonic() - started, 1)}
-            row |= {k: round(v / counted, 4) for k, v in sums.items()}
-            with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
+            log.losses(done, time.monotonic() - started, {k: v / counted for k, v in sums.items()})
             sums, counted = {}, 0
         if done % settings.checkpoint_every == 0 or done == settings.steps:
             _save(checkpoint, done, model, averaged, optimizer)
@@ -197,14 +196,44 @@ def fit(
                 current = {k: v.detach().clone() for k, v in model.state_dict().items()}
                 model.load_state_dict(averaged)
                 model.eval()
-                figures = validate(model)
-                with (out / "log.jsonl").open("a") as log:
-                    log.write(json.dumps({"step": done, "validation": figures}) + "\n")
-                print(
-                    f"step {done}/{settings.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()),
-                    flush=True,
-                )
+                log.validation(done, validate(model))
                 model.load_state_dict(current)
                 model.train()
+    log.close()
     model.load_state_dict(averaged)
     return model.eval()
+
+
+class _Log:
+    """log.jsonl, plain lines on the terminal and, where the package is there, TensorBoard's event files."""
+
+    def __init__(self, out: Path, steps: int) -> None:
+        self.file, self.steps = out / "log.jsonl", steps
+        self.events: Any = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(str(out))
+
+    def losses(self, step: int, seconds: float, parts: dict[str, float]) -> None:
+        self._write(step, {"seconds": round(seconds, 1), **{k: round(v, 4) for k, v in parts.items()}})
+        self._tell(step, "loss", parts)
+
+    def validation(self, step: int, figures: dict[str, float]) -> None:
+        self._write(step, {"validation": figures})
+        self._tell(step, "validation", figures)
+
+    def close(self) -> None:
+        if self.events is not None:
+            self.events.close()
+
+    def _write(self, step: int, row: dict[str, Any]) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+
+    def _tell(self, step: int, kind: str, values: dict[str, float]) -> None:
+        said = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
+        print(f"step {step}/{self.steps}: {kind} {said}", flush=True)
+        if self.events is not None:
+            for name, value in values.items():
+                self.events.add_scalar(f"{kind}/{name}", value, step)

@@ -58,7 +58,7 @@ def write_pseudo_labels(
     min_presence: float = 0.8,
     batch: int = 16,
 ) -> int:
-    """Label the surest garment of every picture where the network is sure; returns how many lines ``out`` has."""
+    """Label the surest garment of every picture where the network is sure; returns the number of lines."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     count = 0

@@ -16,13 +16,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from psnet.crops import cut_regions
+from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand
 from psnet.data.edits import PART_REGIONS, edit_parts, sample_parts
 from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
+from psnet.heatmap import HeatmapCodec
+from psnet.model import PSNetConfig
 from psnet.regions import MIRROR, NUM_REGIONS, REGIONS
+from psnet.retrieval import RoiRetrieval
 from psnet.taxonomy import Taxonomy
 from psnet.train.landmarks import subject_of
+from psnet.verdict import MAX_CHANGED_PARTS
 
 RETRIEVAL_CAMERA = CameraRange(
     side=288,
@@ -40,6 +44,8 @@ RETRIEVAL_CAMERA = CameraRange(
 VISIBLE_EDIT = 14.0
 VIEWS = 3
 IGNORED = -1
+# Branches without regions.
+WHOLE = ("pcb", "global")
 
 
 def mirror_subject(subject: Subject, swap: np.ndarray) -> Subject:
@@ -88,21 +94,24 @@ def jittered(view: View, rng: np.random.Generator, amount: float) -> np.ndarray:
 
 
 class RetrievalSamples:
-    """Three photographs a sample as region pictures, with which regions agree.
+    """Three photographs a sample, as ``config.retrieval`` wants to see them, with which regions agree.
 
-    ``regions`` (3, 5, 3, side, side) uint8; ``design`` (3, 5) int64: equal numbers are the same design of a
-    region (0 the original, 1 an edited one), -1 where the region is absent, unseen or undecided.
+    crop: ``regions`` (3, 5, 3, region_side, region_side) uint8. The others: ``crops`` (3, 3, crop_side,
+    crop_side) uint8 of the whole garment, ``boxes`` (3, 5, 4) and ``points`` (3, 11, 2) in its pixels.
+    ``design`` (3, 5) int64: equal numbers are the same design of a region (0 the original, 1 an edited one),
+    -1 where the region is absent, unseen or undecided. Branches without regions see a copy of at most two
+    edited parts as the same design, all over, which is what they have to retrieve.
     """
 
     def __init__(
         self,
         garments: Sequence[LabelledGarment],
         seed: int,
-        side: int,
+        config: PSNetConfig,
         box_noise: float = 0.06,
         camera: CameraRange = RETRIEVAL_CAMERA,
     ) -> None:
-        self.garments, self.seed, self.side = list(garments), seed, side
+        self.garments, self.seed, self.config = list(garments), seed, config
         self.box_noise, self.camera = box_noise, camera
         self.swap = Taxonomy.load("clothing11").swap
 
@@ -129,19 +138,55 @@ class RetrievalSamples:
             parts = tuple(rng.permutation(free)[: len(parts)])
         edited, _ = edit_parts(subject, parts, rng, donor)
         state = edited_regions(subject, edited, parts)
-        regions = np.empty((VIEWS, NUM_REGIONS, self.side, self.side, 3), np.uint8)
         design = np.zeros((VIEWS, NUM_REGIONS), np.int64)
+        pictures = []
         for v, shown in enumerate((subject, subject, edited)):
             other = self.garments[int(rng.integers(count))].read()
             view = rephotograph(shown, rng, self.camera, swap=self.swap, other=other)
-            boxes = jittered(view, rng, self.box_noise)
-            regions[v] = cut_regions(Image.fromarray(view.pixels), boxes, self.side)
+            pictures.append(self._picture(view, rng))
             design[v] = np.where(view.region_seen > 0.5, 0, IGNORED)
-        design[2] = np.where(design[2] == IGNORED, IGNORED, np.where(state == IGNORED, IGNORED, state))
+        if self.config.retrieval in WHOLE:
+            design[:] = 0
+            design[2] = int(len(parts) > MAX_CHANGED_PARTS)
+        else:
+            design[2] = np.where((design[2] == IGNORED) | (state == IGNORED), IGNORED, state)
         return {
-            "regions": torch.from_numpy(np.ascontiguousarray(regions.transpose(0, 1, 4, 2, 3))),
+            **{key: torch.from_numpy(np.stack([p[key] for p in pictures])) for key in pictures[0]},
             "design": torch.from_numpy(design),
         }
+
+    def _picture(self, view: View, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        boxes = jittered(view, rng, self.box_noise)
+        picture = Image.fromarray(view.pixels)
+        if self.config.retrieval == "crop":
+            regions = cut_regions(picture, boxes, self.config.region_side)
+            return {"regions": np.ascontiguousarray(regions.transpose(0, 3, 1, 2))}
+        side = self.config.crop_side
+        size = np.tile(view.box[2:] - view.box[:2], 2)
+        miss = (rng.normal(0, 0.5 * self.box_noise, 4) * size).astype(np.float32)
+        frame = expand(view.box + miss, GARMENT_MARGIN, picture.width, picture.height)
+        origin, scale = frame[:2], side / (frame[2:] - frame[:2])
+        return {
+            "crops": np.ascontiguousarray(cut(picture, frame, side).transpose(2, 0, 1)),
+            "boxes": np.clip((np.nan_to_num(boxes) - np.tile(origin, 2)) * np.tile(scale, 2), 0, side).astype(
+                np.float32
+            ),
+            "points": ((view.landmarks[:, :2] - origin) * scale).astype(np.float32),
+        }
+
+
+def embed(model: nn.Module, batch: dict[str, Tensor], codec: HeatmapCodec) -> Tensor:
+    """Features (n, views, 5, d) of a batch of `RetrievalSamples`, whatever the branch wants to see."""
+    n, views = batch["design"].shape[:2]
+    key = "regions" if "regions" in batch else "crops"
+    pictures = batch[key].flatten(0, 1).float() / 255
+    if isinstance(model, RoiRetrieval):
+        guide = codec.encode(batch["points"].flatten(0, 1))
+        guide = guide / guide.amax((-2, -1), keepdim=True).clamp_min(1e-6)
+        features = model(pictures, batch["boxes"].flatten(0, 1), guide)
+    else:
+        features = model(pictures)
+    return features.unflatten(0, (n, views))
 
 
 def region_contrast(features: Tensor, design: Tensor, temperature: float) -> Tensor:
@@ -195,13 +240,12 @@ def region_triplet(features: Tensor, design: Tensor, margin: float = 0.5) -> Ten
 
 
 def retrieval_loss(
-    temperature: float, kind: str = "contrast"
+    temperature: float, codec: HeatmapCodec, kind: str = "contrast"
 ) -> Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]:
     """The loss of one batch; ``kind`` contrast (default) or triplet."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        n, views = batch["regions"].shape[:2]
-        features = model(batch["regions"].flatten(0, 1).float() / 255).unflatten(0, (n, views))
+        features = embed(model, batch, codec)
         if kind == "triplet":
             return {"triplet": region_triplet(features, batch["design"])}
         # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond ranking
@@ -217,24 +261,22 @@ def retrieval_loss(
 
 
 def validation_batch(
-    garments: Sequence[LabelledGarment], seed: int, side: int, rounds: int = 2
+    garments: Sequence[LabelledGarment], seed: int, config: PSNetConfig, rounds: int = 2
 ) -> dict[str, Tensor]:
     """Fixed samples of held-out garments, each ``rounds`` times."""
-    samples = RetrievalSamples(garments, seed, side)
+    samples = RetrievalSamples(garments, seed, config)
     rows = [samples.sample(i) for i in range(rounds * len(garments))]
     return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
 
 
 @torch.inference_mode()
-def retrieval_figures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, float]:
+def retrieval_figures(model: nn.Module, batch: dict[str, Tensor], codec: HeatmapCodec) -> dict[str, float]:
     """``recall@1`` of the edited photograph by the mean of the three best regions among all validation
     photographs of other garments; ``kept`` / ``edited`` median cosine; ``auc`` of kept against edited."""
     device = next(model.parameters()).device
-    n = len(batch["regions"])
+    n = len(batch["design"])
     out = [
-        model(batch["regions"][i : i + 32].to(device).flatten(0, 1).float() / 255)
-        .unflatten(0, (-1, VIEWS))
-        .cpu()
+        embed(model, {k: v[i : i + 32].to(device) for k, v in batch.items()}, codec).cpu()
         for i in range(0, n, 32)
     ]
     features = torch.cat(out)

@@ -10,19 +10,25 @@ from psnet.train.loop import LoopSettings
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """``labels``: label files in the layout of `psnet.data.photographs` (real and rendered ones alike);
-    ``label_weights`` how often a garment of each file is drawn against the others' (1 where not given);
-    ``empty``: a catalogue whose ``empty_categories`` show no torso garment; ``masks``: folder of cut-outs,
-    made when missing.
+    """``labels``: label files in the layout of `psnet.data.photographs` (real and rendered ones alike), and
+    ``label_weights``, how often a garment of each file is drawn against the others' (1 where not given);
+    ``masks``: folder of cut-outs, made when missing; ``empty``: a catalogue whose ``empty_categories`` show
+    no torso garment; ``background``: a catalogue without copies.
+
+    ``unlabelled``: a catalogue whose photographs, those of ``empty_categories`` left out, the network labels
+    itself in the part self-training, where it finds a garment with ``pseudo_score`` and tells its regions'
+    presence with ``pseudo_presence``; they are drawn with ``pseudo_weight``.
 
     Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
-    ``out`` holds the part's checkpoint, training goes on from it.
+    ``out`` holds the part's checkpoint, training goes on from it. ``box_noise``: how far the region boxes
+    that the retrieval branch is trained on miss the true ones, as a share of their sides.
     """
 
     labels: tuple[str, ...] = ()
     label_weights: tuple[float, ...] = ()
     split: str = "train"
     masks: str = "masks"
+    unlabelled: str | None = None
     empty: str | None = None
     empty_categories: tuple[str, ...] = ("Pants", "Shorts", "Skirt", "Shoes", "Hat")
     background: str | None = None
@@ -40,10 +46,17 @@ class TrainSettings:
         )
     )
     landmarks: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=1500, batch=32, learning_rate=1.5e-3)
+        default_factory=lambda: LoopSettings(steps=1500, batch=32, learning_rate=2e-3)
     )
+    self_training: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=1500, batch=32, learning_rate=1e-3)
+    )
+    pseudo_weight: float = 0.5
+    pseudo_score: float = 0.9
+    pseudo_presence: float = 0.8
     retrieval: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=1500, batch=48, learning_rate=2e-3)
     )
     retrieval_loss: str = "contrast"
+    box_noise: float = 0.06
     temperature: float = 0.1
