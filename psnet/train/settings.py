@@ -59,4 +59,5 @@ class TrainSettings:
     )
     retrieval_loss: str = "contrast"
     box_noise: float = 0.06
+    region_weight_samples: int = 1500
     temperature: float = 0.1
