@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from psnet.config import ConfigError, load_config
-from psnet.data.photographs import LabelledGarment, read_labels, with_masks
+from psnet.data.labels import read_any_labels
+from psnet.data.photographs import LabelledGarment, with_masks
 from psnet.detector import build_detector
 from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
 from psnet.predictor import Predictor
@@ -78,7 +79,7 @@ def load_garments(
 
 
 def _with_masks(settings: TrainSettings, labels: Path, weight: float) -> list[LabelledGarment]:
-    garments = read_labels(labels, [settings.split])
+    garments = read_any_labels(labels, [settings.split])
     cut_out = with_masks(garments, Path(settings.masks), max(settings.workers, 1))
     return [dataclasses.replace(garment, weight=weight) for garment in cut_out]
 
@@ -88,7 +89,7 @@ def empty_images(settings: TrainSettings) -> list[Path]:
     if settings.empty is None:
         return []
     labelled = {
-        g.image_path.name for path in settings.labels for g in read_labels(Path(path), upright_only=False)
+        g.image_path.name for path in settings.labels for g in read_any_labels(Path(path), upright_only=False)
     }
     return [
         p
@@ -105,7 +106,7 @@ def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
     test = {
         g.image_path.name
         for path in settings.labels
-        for g in read_labels(Path(path), upright_only=False)
+        for g in read_any_labels(Path(path), upright_only=False)
         if g.split != settings.split
     }
     pictures = [
@@ -124,7 +125,7 @@ def unlabelled_images(settings: TrainSettings) -> list[Path]:
     if settings.unlabelled is None:
         return []
     known = {
-        g.image_path.name for path in settings.labels for g in read_labels(Path(path), upright_only=False)
+        g.image_path.name for path in settings.labels for g in read_any_labels(Path(path), upright_only=False)
     }
     pictures = [
         p
