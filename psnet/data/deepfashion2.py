@@ -2,10 +2,10 @@
 
 A split is a folder (``train/``, ``validation/``) with ``image/000001.jpg`` and ``annos/000001.json``. An
 annotation has ``source`` (shop or user), ``pair_id`` and the garments ``item1``, ``item2``, …; a garment has
-``category_name``, ``category_id`` (1 … 13), ``style`` (garments of one pair_id and the same style above 0 are one
-design), ``bounding_box`` xyxy px, ``landmarks`` ``[x, y, v, …]`` px in the category's own number with v = 2
-visible, 1 occluded, 0 not labelled, ``segmentation`` polygons ``[x1, y1, …]`` px, and the grades ``scale``,
-``occlusion``, ``zoom_in`` and ``viewpoint`` (1 … 3 each).
+``category_name``, ``category_id`` (1 … 13), ``style`` (garments of one pair_id and the same style above 0
+are one design), ``bounding_box`` xyxy px, ``landmarks`` ``[x, y, v, …]`` px in the category's own number
+with v = 2 visible, 1 occluded, 0 not labelled, ``segmentation`` polygons ``[x1, y1, …]`` px, and the grades
+``scale``, ``occlusion``, ``zoom_in`` and ``viewpoint`` (1 … 3 each).
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _ITEM = re.compile(r"item(\d+)")
 class DeepFashion2Garment:
     """One ``item`` of an annotation.
 
-    ``category`` is the taxonomy's name (``short_sleeve_top``); ``box`` (4,) xyxy px; ``landmarks`` (n, 3) x, y px
-    and visibility, n by category; ``segmentation`` polygons of x1, y1, x2, y2, … px; the four grades 1 … 3.
+    ``category`` is the taxonomy's name (``short_sleeve_top``); ``box`` (4,) xyxy px; ``landmarks`` (n, 3) x,
+    y px and visibility, n by category; ``segmentation`` polygons of x1, y1, x2, y2, … px; the four grades 1
+    … 3.
     """
 
     category: str
@@ -103,7 +104,8 @@ def _garment(item: dict[str, Any]) -> DeepFashion2Garment:
 def read_image(annotation: Path, split: str) -> DeepFashion2Image:
     """Read ``annos/000001.json``; the photograph ``image/000001.jpg`` beside it is not opened.
 
-    Raises FileNotFoundError when the file is missing, ValueError (with file and item) when it is no annotation.
+    Raises FileNotFoundError when the file is missing, ValueError (with file and item) when it is no
+    annotation.
     """
     place = str(annotation)
     try:
@@ -125,16 +127,16 @@ def read_image(annotation: Path, split: str) -> DeepFashion2Image:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The splits that lie in ``folder``, by name: ``train/`` and ``validation/``, or ``folder`` itself, which then
-    is the split it is named after, or else "train"; empty where there is no ``annos/``."""
+    """The splits that lie in ``folder``, by name: ``train/`` and ``validation/``, or ``folder`` itself,
+    which then is the split it is named after, or else "train"; empty where there is no ``annos/``."""
     if (folder / "annos").is_dir():
         return {folder.name if folder.name in SPLITS else "train": folder}
     return {name: folder / name for name in SPLITS if (folder / name / "annos").is_dir()}
 
 
 def read_deepfashion2(folder: Path, splits: Sequence[str] | None = None) -> Iterator[DeepFashion2Image]:
-    """The photographs of DeepFashion2 in ``folder``, one after another in the order of their numbers; ``splits``
-    keeps only the named ones.
+    """The photographs of DeepFashion2 in ``folder``, one after another in the order of their numbers;
+    ``splits`` keeps only the named ones.
 
     Raises FileNotFoundError where no split lies, ValueError for an annotation that is none.
     """

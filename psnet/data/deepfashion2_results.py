@@ -1,8 +1,9 @@
 """The files of DeepFashion2's evaluation: ground truth in COCO's layout, and results of its two tasks.
 
 Formats: ``evaluation/evaluation.md``, ``deepfashion2_to_coco.py`` and ``deepfashion2_retrieval_test.py`` of
-https://github.com/switchablenorms/DeepFashion2. Landmark results are COCO keypoint results with 294 keypoints;
-retrieval results name the twenty best gallery garments of every garment detected in a user's photograph.
+https://github.com/switchablenorms/DeepFashion2. Landmark results are COCO keypoint results with 294
+keypoints; retrieval results name the twenty best gallery garments of every garment detected in a user's
+photograph.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ RETRIEVED = 20
 
 @dataclass(frozen=True)
 class KeypointResult:
-    """A garment found in a photograph: ``landmarks`` (n, 3) of ``category``, x, y px and a visibility (1 where
-    nothing is known; the score ignores it); ``score`` orders the results."""
+    """A garment found in a photograph: ``landmarks`` (n, 3) of ``category``, x, y px and a visibility (1
+    where nothing is known; the score ignores it); ``score`` orders the results."""
 
     image_id: int
     category: str
@@ -91,8 +92,8 @@ def _annotation(garment: DeepFashion2Garment, number: int, image: DeepFashion2Im
 
 
 def coco_ground_truth(images: Iterable[DeepFashion2Image]) -> dict[str, Any]:
-    """What the official ``deepfashion2_to_coco.py`` makes of a split: images, annotations with 294 keypoints (the
-    area is the box's), and 13 categories. Opens the photographs for their sizes.
+    """What the official ``deepfashion2_to_coco.py`` makes of a split: images, annotations with 294 keypoints
+    (the area is the box's), and 13 categories. Opens the photographs for their sizes.
 
     Raises FileNotFoundError for a photograph that is not there.
     """
@@ -177,8 +178,8 @@ def write_keypoint_results(path: Path, results: Iterable[KeypointResult]) -> Non
 
 
 def read_keypoint_results(path: Path) -> list[KeypointResult]:
-    """Read landmark results. Raises FileNotFoundError for a missing file, ValueError (with the entry's number)
-    for an entry that is none."""
+    """Read landmark results. Raises FileNotFoundError for a missing file, ValueError (with the entry's
+    number) for an entry that is none."""
     taxonomy = Taxonomy.load("deepfashion2")
     categories = {category.id: category for category in taxonomy.categories.values()}
     results = []
@@ -212,8 +213,8 @@ def write_retrieval_results(path: Path, results: Sequence[RetrievalResult]) -> N
 
 
 def read_retrieval_results(path: Path) -> list[RetrievalResult]:
-    """Read retrieval results. Raises FileNotFoundError for a missing file, ValueError (with the entry's number)
-    for an entry that is none."""
+    """Read retrieval results. Raises FileNotFoundError for a missing file, ValueError (with the entry's
+    number) for an entry that is none."""
     results = []
     for number, row in enumerate(_read_list(path), 1):
         try:

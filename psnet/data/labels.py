@@ -14,9 +14,9 @@ def read_any_labels(
 ) -> list[LabelledGarment]:
     """The labelled garments at ``path``; ``splits`` keeps only the named ones.
 
-    A file is a label file (`psnet.data.photographs`); a folder is DeepFashion2 (`psnet.data.deepfashion2`), or
-    has a ``labels.jsonl``. Raises FileNotFoundError when nothing lies there, ValueError for a folder that is
-    neither and, with file and line or item, for a label that is none.
+    A file is a label file (`psnet.data.photographs`); a folder is DeepFashion2 (`psnet.data.deepfashion2`),
+    or has a ``labels.jsonl``. Raises FileNotFoundError when nothing lies there, ValueError for a folder that
+    is neither and, with file and line or item, for a label that is none.
     """
     if not path.is_dir():
         return read_labels(path, splits, upright_only)

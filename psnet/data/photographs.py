@@ -40,8 +40,8 @@ class LabelledGarment:
 
     ``box`` (4,) xyxy px; ``landmarks`` (K, 3) x, y px and visibility (2 visible, 1 estimated, 0 absent);
     ``region_boxes`` (5, 4) xyxy px, NaN where the garment has no such region. ``weight``: how often training
-    draws it, against the others. ``polygons``: the garment's outline where the data set has one, each x1, y1, x2,
-    y2, … px; the cut-out is drawn from it.
+    draws it, against the others. ``polygons``: the garment's outline where the data set has one, each x1,
+    y1, x2, y2, … px; the cut-out is drawn from it.
     """
 
     image_path: Path

@@ -1,8 +1,8 @@
 """Landmarks scored as DeepFashion2 scores them: average precision over object keypoint similarity (OKS).
 
-OKS is COCO's: exp(−d² / (2 · area · (2σ)²)) averaged over a garment's labelled landmarks, with a σ of its own for
-each of the 294 (``deepfashion2_sigmas.yaml``), the area of the box, and results matched inside a category. The
-computation is pycocotools' own.
+OKS is COCO's: exp(−d² / (2 · area · (2σ)²)) averaged over a garment's labelled landmarks, with a σ of its
+own for each of the 294 (``deepfashion2_sigmas.yaml``), the area of the box, and results matched inside a
+category. The computation is pycocotools' own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FIGURES = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75",
 
 @functools.cache
 def deepfashion2_sigmas() -> np.ndarray:
-    """(294,) float64: how far apart two annotators set each landmark, in units of the root of the area."""
+    """(294,) float64: how far off each landmark may be, in units of the root of the garment's area."""
     by_category = yaml.safe_load(_SIGMAS.read_text(encoding="utf-8"))
     sigmas = np.zeros(len(Taxonomy.load("deepfashion2")))
     for name, category in Taxonomy.load("deepfashion2").categories.items():
@@ -71,11 +71,11 @@ def oks_average_precision(
 ) -> dict[str, float]:
     """AP and AR of landmark results, over OKS 0.50 … 0.95, at 0.50, at 0.75, and by size of the garment.
 
-    ``ground_truth`` as `psnet.data.deepfashion2_results.coco_ground_truth` makes it, ``results`` the entries of
-    a keypoint result file. ``AP`` and the rest count visible and occluded landmarks, ``AP_visible`` and the rest
-    visible ones only; -1 where no garment is of that kind. At most 20 results count per image and category.
-    Raises ValueError when there are no results, when one is of an image that the ground truth lacks, or when a
-    row has other than 294 keypoints.
+    ``ground_truth`` as `psnet.data.deepfashion2_results.coco_ground_truth` makes it, ``results`` the entries
+    of a keypoint result file. ``AP`` and the rest count visible and occluded landmarks, ``AP_visible`` and
+    the rest visible ones only; -1 where no garment is of that kind. At most 20 results count per image and
+    category. Raises ValueError when there are no results, when one is of an image that the ground truth
+    lacks, or when a row has other than 294 keypoints.
     """
     if not results:
         raise ValueError("no keypoint results")
