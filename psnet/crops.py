@@ -17,7 +17,8 @@ REGION_MARGIN = 0.05
 def expand(box: np.ndarray, margin: float, width: int, height: int) -> np.ndarray:
     """Boxes (..., 4) grown by ``margin`` of their sides, clipped to the picture and at least 2 px wide."""
     size = box[..., 2:] - box[..., :2]
-    grown = np.concatenate([box[..., :2] - margin * size, box[..., 2:] + margin * size], -1)
+    centre, half = box[..., :2] + 0.5 * size, np.maximum((0.5 + margin) * size, 1.0)
+    grown = np.concatenate([centre - half, centre + half], -1)
     limit = np.array([width, height, width, height], np.float32)
     grown = np.clip(grown, 0, limit)
     low = np.minimum(grown[..., :2], limit[:2] - 2)
