@@ -25,6 +25,12 @@ def expand(box: np.ndarray, margin: float, width: int, height: int) -> np.ndarra
     return np.concatenate([low, np.maximum(grown[..., 2:], low + 2)], -1).astype(np.float32)
 
 
+def log_aspect(frames: np.ndarray) -> np.ndarray:
+    """Frames (..., 4) -> (...) float32, the logarithm of width over height."""
+    size = np.maximum(frames[..., 2:] - frames[..., :2], 1e-3)
+    return np.log(size[..., 0] / size[..., 1]).astype(np.float32)
+
+
 def cut(image: Image.Image, box: np.ndarray, side: int) -> np.ndarray:
     """The box of ``image``, resized to (side, side, 3) uint8 with antialiasing; the aspect ratio is not
     kept."""

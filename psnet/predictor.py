@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, to_tensor
+from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.model import PSNet
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.retrieval import CropRetrieval, StripeRetrieval
@@ -208,7 +208,8 @@ class Predictor:
             )
         )
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
-        out = self.model.landmarks(crops)
+        aspect = torch.from_numpy(log_aspect(np.stack(frames))).to(self.device)
+        out = self.model.landmarks(crops, aspect)
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
         visibility = torch.sigmoid(out.visibility.float()).cpu().numpy()
         chances = torch.softmax(out.presence.float(), -1).cpu().numpy()
