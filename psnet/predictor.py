@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, to_tensor
+from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.model import PSNet
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.retrieval import CropRetrieval, StripeRetrieval
@@ -51,6 +51,8 @@ PROPOSAL_SCORE = 0.2
 PROPOSALS = 6
 # Two boxes that overlap more are one garment.
 SAME_GARMENT = 0.5
+# Of a box, as a share of its crop's.
+_LEAST_SIDE = 0.01
 
 
 @dataclass(frozen=True)
@@ -206,13 +208,14 @@ class Predictor:
             )
         )
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
-        out = self.model.landmarks(crops)
+        aspect = torch.from_numpy(log_aspect(np.stack(frames))).to(self.device)
+        out = self.model.landmarks(crops, aspect)
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
         visibility = torch.sigmoid(out.visibility.float()).cpu().numpy()
         chances = torch.softmax(out.presence.float(), -1).cpu().numpy()
         categories = out.category.argmax(-1).cpu().tolist()
         sure = torch.sigmoid(out.garment.float()).cpu().tolist()
-        said = np.clip(out.boxes.float().cpu().numpy(), 0, 1) * side
+        said = _proper(out.boxes.float().cpu().numpy()) * side
         for i, (proposal, frame) in enumerate(zip(proposals, frames, strict=True)):
             scale = np.tile((frame[2:] - frame[:2]) / side, 2)
             category = TORSO_CATEGORIES[categories[i]]
@@ -291,6 +294,15 @@ class Predictor:
             swap = torch.from_numpy(Taxonomy.load(self.model.config.taxonomy).swap.copy()).to(self.device)
             plain, flipped = branch(crops, boxes, heat), branch(mirrored, turned, heat.flip(-1)[:, swap])
         return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
+
+
+def _proper(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4) as shares of a crop, inside it, uncrossed and with some area: edges are predicted one by
+    one, and on a picture that is no garment they may say anything."""
+    boxes = np.clip(boxes, 0, 1)
+    low = np.minimum(np.minimum(boxes[..., :2], boxes[..., 2:]), 1 - _LEAST_SIDE)
+    high = np.maximum(np.maximum(boxes[..., :2], boxes[..., 2:]), low + _LEAST_SIDE)
+    return np.concatenate([low, high], -1)
 
 
 def _by_shape(images: Sequence[np.ndarray]) -> list[list[int]]:

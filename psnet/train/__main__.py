@@ -119,16 +119,17 @@ def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
     return [pictures[i] for i in sorted(chosen)]
 
 
-def unlabelled_images(settings: TrainSettings) -> list[Path]:
+def unlabelled_images(settings: TrainSettings) -> list[tuple[Path, str | None]]:
     """Pictures of the catalogue ``settings.unlabelled`` that may show a torso garment and that no label file
-    knows, test pictures included; every fourth is left out, so that the calibration meets strangers too."""
+    knows, test pictures included, with the group that their category means, if any; every fourth is left out,
+    so that the calibration meets strangers too."""
     if settings.unlabelled is None:
         return []
     known = {
         g.image_path.name for path in settings.labels for g in read_any_labels(Path(path), upright_only=False)
     }
     pictures = [
-        p
+        (p, settings.unlabelled_groups.get(category))
         for p, category, _ in _catalogue(settings.unlabelled)
         if category not in settings.empty_categories and p.name not in known
     ]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from psnet.crops import GARMENT_MARGIN, cut, expand, to_tensor
+from psnet.crops import GARMENT_MARGIN, cut, expand, log_aspect, to_tensor
 from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.landmarks import LandmarkBranch
@@ -59,7 +59,8 @@ def targets(view: View, category: str | None, box: np.ndarray, side: int) -> dic
     """
     height, width = view.pixels.shape[:2]
     x0, y0, x1, y1 = expand(box, GARMENT_MARGIN, width, height)
-    pixels = cut(Image.fromarray(view.pixels), np.array([x0, y0, x1, y1]), side)
+    frame = np.array([x0, y0, x1, y1])
+    pixels = cut(Image.fromarray(view.pixels), frame, side)
     scale = np.array([side / (x1 - x0), side / (y1 - y0)], np.float32)
     origin = np.array([x0, y0], np.float32)
     points = (view.landmarks[:, :2] - origin) * scale
@@ -72,6 +73,7 @@ def targets(view: View, category: str | None, box: np.ndarray, side: int) -> dic
         visible = np.zeros_like(visible)
     return {
         "crop": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+        "aspect": torch.from_numpy(log_aspect(frame)[None])[0],
         "points": torch.from_numpy(points.astype(np.float32)),
         "weight": torch.from_numpy(
             np.where(inside, np.choose(visible.astype(int), [0.0, 0.5, 1.0]), 0.0).astype(np.float32)
@@ -136,7 +138,7 @@ def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     large map, while the softmax starts moving at once.
     """
     assert isinstance(model, LandmarkBranch)
-    out = model(batch["crop"].float() / 255)
+    out = model(batch["crop"].float() / 255, batch["aspect"])
     wanted = model.codec.encode(batch["points"]).flatten(2)
     log = torch.log_softmax(out.heatmaps.float().flatten(2), -1)
     entropy = -(wanted * log).sum(-1)
@@ -191,7 +193,7 @@ def landmark_figures(
             miss = rng.normal(0, 0.04, 4) * np.tile(garment.box[2:] - garment.box[:2], 2)
             batch.append(targets(view, garment.category, (garment.box + miss).astype(np.float32), side))
         stacked = {k: torch.stack([b[k] for b in batch]).to(device) for k in batch[0]}
-        out = model(stacked["crop"].float() / 255)
+        out = model(stacked["crop"].float() / 255, stacked["aspect"])
         points = model.codec.decode(out.heatmaps)
         for i, garment in enumerate(garments[start : start + 32]):
             extent = stacked["boxes"][i, -1, 2:] - stacked["boxes"][i, -1, :2]
@@ -213,8 +215,10 @@ def landmark_figures(
     false = []
     for start in range(0, len(empty), 32):
         pictures = [Image.fromarray(read_pixels(path)) for path in empty[start : start + 32]]
-        crops = np.stack([cut(p, np.array([0, 0, p.width, p.height]), side) for p in pictures])
-        false += (model(to_tensor(crops).to(device)).garment > 0).tolist()
+        frames = np.array([[0, 0, p.width, p.height] for p in pictures])
+        crops = to_tensor(np.stack([cut(p, f, side) for p, f in zip(pictures, frames, strict=True)]))
+        aspect = torch.from_numpy(log_aspect(frames))
+        false += (model(crops.to(device), aspect.to(device)).garment > 0).tolist()
     regions = np.nanmean(np.array(overlaps), 0)
     return {
         "nme": float(np.concatenate(errors).mean()),
