@@ -46,7 +46,7 @@ def write_plagiarized_fashion(
     Writes ``query/`` and ``gallery/`` JPEGs, ``query.csv``, ``gallery.csv``, ``relations.csv`` and
     ``boxes.jsonl``, and over the same photographs ``catalogue.csv`` and ``truth.csv`` in the product's own
     formats. ``size`` (width, height) px. Everything depends on ``seed`` alone, not on ``workers``. 2,000
-    photographs take about four minutes on one core. Memory: one photograph a worker, and the text rows.
+    photographs take about three minutes on one core. Memory: one photograph a worker, and the text rows.
     Raises ValueError for fewer than ten photographs.
     """
     if count < _BENCHMARK.block:

@@ -54,9 +54,8 @@ def test_in_shop_rows_that_do_not_fit(tmp_path):
         read_in_shop(in_shop(tmp_path, *ROWS, count="5"))
     with pytest.raises(ValueError, match=r"line 1: the number of rows"):
         read_in_shop(in_shop(tmp_path, *ROWS, count="image_name"))
-    write(
-        tmp_path / "Eval" / "list_eval_partition.txt", "1", "image_name evaluation_status", "img/a.jpg train"
-    )
+    other = ("1", "image_name evaluation_status", "img/a.jpg train")
+    write(tmp_path / "Eval" / "list_eval_partition.txt", *other)
     with pytest.raises(ValueError, match=r"line 2: no column 'item_id'"):
         read_in_shop(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"list_eval_partition\.txt"):
@@ -118,7 +117,7 @@ def test_landmark_rows_that_do_not_fit(tmp_path):
     for bad, message in (
         ("img/b.jpg 4 1 0 1 1", "clothes_type is 1, 2 or 3, got '4'"),
         ("img/b.jpg 1 1 0 1 1", "6 landmarks of 3 numbers, got 3 numbers"),
-        ("img/b.jpg 2 1 " + "3 1 1 " * 4, "visibility is 0, 1 or 2, got '3'"),
+        ("img/b.jpg 2 1 " + "3 1 1 " * 4, "a landmark's visibility is 0, 1 or 2, got '3'"),
         ("img/b.jpg 2 1 " + "0 one 1 " * 4, "could not convert string to float: 'one'"),
     ):
         with pytest.raises(ValueError, match=rf"list_landmarks\.txt, line 4: {message}"):
@@ -127,6 +126,6 @@ def test_landmark_rows_that_do_not_fit(tmp_path):
         read_fashion_landmarks(fld(tmp_path, UPPER, boxes=["img/other.jpg 1 2 3 4"]))
     with pytest.raises(ValueError, match=r"list_bbox\.txt, line 3: .*'x'"):
         read_fashion_landmarks(fld(tmp_path, UPPER, boxes=["img/img_00000001.jpg 1 2 3 x"]))
-    (tmp_path / "Anno" / "list_landmarks.txt").unlink()
+    (fld(tmp_path, UPPER) / "Anno" / "list_landmarks.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"neither list_landmarks\.txt nor list_landmarks_inshop"):
         read_fashion_landmarks(tmp_path)
