@@ -187,7 +187,7 @@ class Predictor:
         return found
 
     def _look(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> list[_Placed]:
-        """The landmark branch's word on all proposals, and a second look where the first was at a wrong frame:
+        """The landmark branch's word on all proposals, and a second look where the first saw a wrong frame:
         at garments whose own box lies off the proposal's, and at whole pictures in which none was found."""
         placed = self._place_all(pictures, proposals)
         first: list[_Placed] = []
