@@ -49,6 +49,8 @@ class Garment:
 # What the detector is asked for: it proposes, the landmark branch decides.
 PROPOSAL_SCORE = 0.2
 PROPOSALS = 6
+# A garment whose box overlaps its proposal less was seen in a frame made for something else.
+SECOND_LOOK = 0.8
 # Two boxes that overlap more are one garment.
 SAME_GARMENT = 0.5
 # Of a box, as a share of its crop's.
@@ -59,7 +61,6 @@ _LEAST_SIDE = 0.01
 class _Proposal:
     image: int
     box: np.ndarray
-    score: float
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,7 @@ class Predictor:
         garments: list[list[Garment]] = [[] for _ in images]
         with torch.inference_mode(), self._autocast():
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
-            proposals = self._propose(images)
-            placed: list[_Placed] = []
-            for start in range(0, len(proposals), self.batch):
-                placed += self._place(pictures, proposals[start : start + self.batch])
-            placed = self._decide(placed)
+            placed = self._decide(self._look(pictures, self._propose(images)))
             for start in range(0, len(placed), self.batch):
                 chunk = placed[start : start + self.batch]
                 for one, garment in zip(chunk, self._describe(pictures, chunk), strict=True):
@@ -185,15 +182,34 @@ class Predictor:
                     for i in part
                 ]
                 for i, out in zip(part, self.model.detector(tensors), strict=True):
-                    keep = out["scores"] >= PROPOSAL_SCORE
-                    boxes, scores = out["boxes"][keep].float(), out["scores"][keep].float()
-                    found += [
-                        _Proposal(i, b, float(s))
-                        for b, s in zip(
-                            boxes[:PROPOSALS].cpu().numpy(), scores[:PROPOSALS].cpu(), strict=True
-                        )
-                    ]
+                    boxes = out["boxes"][out["scores"] >= PROPOSAL_SCORE][:PROPOSALS]
+                    found += [_Proposal(i, box) for box in boxes.float().cpu().numpy()]
         return found
+
+    def _look(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> list[_Placed]:
+        """The landmark branch's word on all proposals, and a second look where the first saw a wrong frame:
+        at garments whose own box lies off the proposal's, and at whole pictures in which none was found."""
+        placed = self._place_all(pictures, proposals)
+        first: list[_Placed] = []
+        again: list[_Proposal] = []
+        for one, proposal in zip(placed, proposals, strict=True):
+            if one.score >= self.min_score and _overlap(one.box, proposal.box) < SECOND_LOOK:
+                again.append(_Proposal(one.image, one.box))
+            else:
+                first.append(one)
+        found = {one.image for one in placed if one.score >= self.min_score}
+        again += [
+            _Proposal(i, np.array([0, 0, picture.width, picture.height], np.float32))
+            for i, picture in enumerate(pictures)
+            if i not in found
+        ]
+        return first + self._place_all(pictures, again)
+
+    def _place_all(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> list[_Placed]:
+        placed: list[_Placed] = []
+        for start in range(0, len(proposals), self.batch):
+            placed += self._place(pictures, proposals[start : start + self.batch])
+        return placed
 
     def _place(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> Iterator[_Placed]:
         """What the landmark branch says of each proposal."""
@@ -294,6 +310,13 @@ class Predictor:
             swap = torch.from_numpy(Taxonomy.load(self.model.config.taxonomy).swap.copy()).to(self.device)
             plain, flipped = branch(crops, boxes, heat), branch(mirrored, turned, heat.flip(-1)[:, swap])
         return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes (4,)."""
+    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
+    inner = float(sides.prod())
+    return inner / max(float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - inner, 1e-6)
 
 
 def _proper(boxes: np.ndarray) -> np.ndarray:
