@@ -95,7 +95,8 @@ def coco_ground_truth(images: Iterable[DeepFashion2Image]) -> dict[str, Any]:
     """What the official ``deepfashion2_to_coco.py`` makes of a split: images, annotations with 294 keypoints
     (the area is the box's), and 13 categories. Opens the photographs for their sizes.
 
-    Raises FileNotFoundError for a photograph that is not there.
+    Raises FileNotFoundError for a photograph that is not there, ValueError for a number that comes twice:
+    splits number their photographs alike, and only one fits into a file.
     """
     taxonomy = Taxonomy.load("deepfashion2")
     names = [str(number) for number in range(1, len(taxonomy) + 1)]
@@ -115,7 +116,13 @@ def coco_ground_truth(images: Iterable[DeepFashion2Image]) -> dict[str, Any]:
             for category in taxonomy.categories.values()
         ],
     }
+    seen: set[int] = set()
     for image in images:
+        if image.image_id in seen:
+            raise ValueError(
+                f"{image.image_path}: the number {image.image_id} comes twice; one split at a time"
+            )
+        seen.add(image.image_id)
         with Image.open(image.image_path) as picture:
             width, height = picture.size
         truth["images"].append(

@@ -212,6 +212,8 @@ def test_ground_truth_in_coco_layout(published):
     assert legs["id"] == 2 and legs["image_id"] == 1 and legs["category_id"] == 8
     assert legs["keypoints"][: 3 * 168] == [0] * (3 * 168) and legs["keypoints"][3 * 168] == 30
     json.dumps(truth)
+    with pytest.raises(ValueError, match="the number 1 comes twice"):
+        coco_ground_truth(read_deepfashion2(published))
 
 
 def results_of(images, shift: float) -> list[KeypointResult]:
