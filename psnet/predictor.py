@@ -167,6 +167,15 @@ class Predictor:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
+    @torch.inference_mode()
+    def propose(self, images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """The detector's boxes (4,) xyxy px of each image, best first, before the landmark branch decides."""
+        boxes: list[list[np.ndarray]] = [[] for _ in images]
+        with self._autocast():
+            for proposal in self._propose(images):
+                boxes[proposal.image].append(proposal.box)
+        return boxes
+
     def _propose(self, images: Sequence[np.ndarray]) -> list[_Proposal]:
         found = []
         for indices in _by_shape(images):

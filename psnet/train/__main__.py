@@ -20,7 +20,7 @@ from torch import nn
 
 from psnet.config import ConfigError, load_config
 from psnet.data.labels import read_any_labels
-from psnet.data.photographs import LabelledGarment, with_masks
+from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
 from psnet.detector import build_detector
 from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
 from psnet.predictor import Predictor
@@ -196,27 +196,28 @@ def train_landmarks(settings: TrainSettings) -> None:
 
 def train_self(settings: TrainSettings) -> None:
     """Label the unlabelled photographs with what has been trained so far, and go on with the landmark branch
-    on labels of both kinds (noisy student, Xie et al., CVPR 2020)."""
+    on labels of both kinds (noisy student, Xie et al., CVPR 2020), and on what the detector mistakes for
+    garments."""
     out = Path(settings.out)
     path = _pseudo_labels(settings)
+    retrieval, part = out / "retrieval.safetensors", out / "landmarks.safetensors"
+    if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
+        save_part(build_retrieval_branch(settings.model), retrieval)
+    save_description(out, settings.model, {})
+    predictor = Predictor.load(out, settings.device, settings.precision)
     if not path.exists():
-        retrieval = out / "retrieval.safetensors"
-        if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
-            save_part(build_retrieval_branch(settings.model), retrieval)
-        save_description(out, settings.model, {})
-        predictor = Predictor.load(out, settings.device, settings.precision)
         images = unlabelled_images(settings)
         count = write_pseudo_labels(predictor, images, path, settings.pseudo_score, settings.pseudo_presence)
         print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
     train, held = load_garments(settings, pseudo_labels=True)
     side = settings.model.crop_side
     empty = empty_images(settings)
+    mistaken = {path: predictor.propose([read_pixels(path)])[0] for path in empty[HELD_EMPTY:]}
     model = build_landmark_branch(settings.model)
-    part = out / "landmarks.safetensors"
     load_part(model, part)
     fit(
         model,
-        LandmarkSamples(train, settings.seed + 1, side, empty[HELD_EMPTY:]),
+        LandmarkSamples(train, settings.seed + 1, side, empty[HELD_EMPTY:], mistaken),
         landmark_loss,
         out / "self-training",
         _loop(settings, settings.self_training),
