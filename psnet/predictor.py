@@ -50,7 +50,7 @@ class Garment:
 PROPOSAL_SCORE = 0.2
 PROPOSALS = 6
 # A garment whose box overlaps its proposal less was seen in a frame made for something else.
-SECOND_LOOK = 0.8
+SECOND_LOOK = 0.9
 # Two boxes that overlap more are one garment.
 SAME_GARMENT = 0.5
 # Of a box, as a share of its crop's.
