@@ -56,14 +56,12 @@ from pipeline.vectors import (
 )
 from psnet.config import digest
 from psnet.regions import NUM_REGIONS, REGIONS
+from psnet.similarity import normalise
 from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
 
 BACKGROUND_FILE = "background.parquet"
 """In match/, see ``read_background``."""
 
-# Normalised scores divide by what is left between background and a perfect match; a level close to 1 leaves
-# nothing.
-_LEAST_ROOM = 0.05
 # The candidates' garments of a block of queries are held in memory, some 10 KB each.
 _QUERIES_PER_INDEX_BLOCK = 64
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
@@ -747,11 +745,6 @@ def _pair_table(
         for field, value in ((field, columns[field.name]) for field in PAIR_SCHEMA)
     ]
     return pa.Table.from_arrays(arrays, schema=PAIR_SCHEMA)
-
-
-def normalise(score: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Where a score lies between what the two garments reach with anything (0) and a perfect match (1)."""
-    return ((score - level) / np.maximum(1 - level, np.float32(_LEAST_ROOM))).astype(np.float32)
 
 
 def _level(vectors: Vectors, levels: np.ndarray, picture: np.ndarray, garment: np.ndarray) -> np.ndarray:
