@@ -184,13 +184,13 @@ class Predictor:
     ) -> list[Garment]:
         """The garments of ``images`` whose boxes are known, one a picture, as if they had been found there.
 
-        What is left of the chain after the detector, or, given the regions as well, after the landmark branch:
-        for measuring how much each step costs.
+        What is left of the chain after the detector, or, given the regions as well, after the landmark
+        branch: for measuring how much each step costs.
 
         Args:
             images: n RGB uint8 (H, W, 3). boxes: (n, 4) xyxy px of the garments. region_boxes: (n, 5, 4), NaN
-                where the garment has no such region; all others count as present. None: as the landmark branch
-                sees them.
+                where the garment has no such region; all others count as present. None: as the landmark
+                branch sees them.
 
         Raises:
             ValueError: not one box an image.

@@ -1,1 +1,1 @@
-"""Measuring PS-Net: detection, landmarks, retrieval, verdicts and ablations, each figure with its interval."""
+"""Measuring PS-Net: detection, landmarks, retrieval, verdicts and ablations, with intervals."""

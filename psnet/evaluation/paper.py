@@ -1,4 +1,4 @@
-"""What the paper reports, to stand beside our figures in columns of its own, and the paper's `manual` weights.
+"""What the paper reports, to stand beside our figures in columns of its own, and its `manual` weights.
 
 Lang et al., "Which is Plagiarism: Fashion Image Retrieval based on Regional Representation for Design
 Protection", CVPR 2020. Its data set was never published: the figures stand on other data than ours.
