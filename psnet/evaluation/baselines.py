@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from psnet.evaluation.garments import Progress
+
 _HASH_SIDE = 8
 _HASH_PICTURE = 32
 # Longer side of the pictures SIFT sees, and the most points of each: more points find no more copies, and the
@@ -27,8 +29,6 @@ _TOLERANCE = 8.0
 _LEAST_PAIRS = 4
 # Pictures matched in one product.
 _SIFT_BLOCK = 64
-
-Progress = Callable[[int, int], None]
 
 
 def perceptual_hash(picture: np.ndarray) -> np.ndarray:

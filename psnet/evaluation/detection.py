@@ -1,7 +1,7 @@
 """Detection: is the garment found, is its box right, and how often is something else taken for one.
 
-Category-agnostic: what counts as detected is "a garment of the torso", as the pipeline uses it; the group is a
-figure of its own.
+Categories do not count: detected is "a garment of the torso", as the pipeline uses it; whether its group is
+right is a figure of its own.
 """
 
 from __future__ import annotations

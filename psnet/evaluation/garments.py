@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -21,6 +20,9 @@ from psnet.similarity import group_rows
 _PICTURES = 16
 # Raised when a table's columns or the code that makes them change: older files are then computed anew.
 _FORMAT = 1
+
+Progress = Callable[[int, int], None]
+"""Called with how many of how many are done."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class GarmentTable:
         return np.arange(*np.searchsorted(self.item, (row, row + 1)))
 
 
-def gather(predictor: Predictor, benchmark: Benchmark, *, true_boxes: bool = False) -> GarmentTable:
+def gather(
+    predictor: Predictor, benchmark: Benchmark, *, true_boxes: bool = False, progress: Progress | None = None
+) -> GarmentTable:
     """Garments of every item; with ``true_boxes`` those of the benchmark's boxes where it knows them.
 
     Of a branch without regions every block counts as present.
@@ -86,7 +90,8 @@ def gather(predictor: Predictor, benchmark: Benchmark, *, true_boxes: bool = Fal
             )
             garments.update((i, [garment]) for i, garment in zip(given, described, strict=True))
         rows += [(start + i, garment) for i in range(len(chunk)) for garment in garments[i]]
-        _tell(benchmark.name, start + len(chunk), len(benchmark.items))
+        if progress:
+            progress(start + len(chunk), len(benchmark.items))
     return _table(rows, predictor, time.monotonic() - started)
 
 
@@ -127,8 +132,3 @@ def _table(rows: list[tuple[int, Garment]], predictor: Predictor, seconds: float
 
 def _stack(arrays: list[np.ndarray], shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.stack(arrays).astype(dtype) if arrays else np.zeros((0, *shape), dtype)
-
-
-def _tell(name: str, done: int, of: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{name}: {done:,} of {of:,} pictures", end="\n" if done == of else "", file=sys.stderr)

@@ -167,12 +167,11 @@ def group_table(title: str, note: str, summaries: Mapping[str, Mapping[str, Esti
 
 
 def variant_table(
-    title: str, note: str, rows: Sequence[tuple[str, str | None, Mapping[str, Estimate]]]
+    title: str,
+    note: str,
+    rows: Sequence[tuple[str, tuple[float, float, float] | None, Mapping[str, Estimate]]],
 ) -> Table:
-    """A row per method: its name, the paper's name of it or None, its figures."""
+    """A row per method: its name, the paper's figures of it, ours."""
     nothing: tuple[Cell, ...] = (None, None, None)
-    cells = tuple(
-        (name, *(figures[f] for f in FIGURES), *(paper.RETRIEVAL[said] if said else nothing))
-        for name, said, figures in rows
-    )
+    cells = tuple((name, *(figures[f] for f in FIGURES), *(said or nothing)) for name, said, figures in rows)
     return Table(title, note, ("method", *_COLUMNS, *_PAPER_COLUMNS), cells)

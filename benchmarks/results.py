@@ -1,0 +1,93 @@
+"""All tables of `psnet eval`, as Markdown: parts that were measured are read, those that are missing are
+measured.
+
+    python benchmarks/results.py --config conf/evaluate.yaml [--set KEY=VALUE ...] [--out RESULTS.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from psnet.config import load_config
+from psnet.evaluation import paper
+from psnet.evaluation.__main__ import measure
+from psnet.evaluation.settings import EvaluationSettings
+from psnet.evaluation.tables import Table, read_tables
+
+HEADINGS = {
+    "detection": "Detection",
+    "landmarks": "Landmarks and regions",
+    "ablation": "Retrieval: all methods",
+    "retrieval": "Retrieval: by group and kind of copy",
+    "plagiarism": "Verdicts and leakage",
+}
+# Written beside the tables by whoever measured key points: {"dataset": …, "ap": …, "ap50": …}.
+KEYPOINTS = "keypoints.json"
+
+INTRODUCTION = """# Results
+
+Written by `benchmarks/results.py` from what `psnet eval` measured. Every figure stands on the data that its
+table names, with its 95 % interval in brackets. Columns that begin with "paper" are those of Lang et al. (CVPR
+2020), measured on data that was never published or that allows no commercial use: they stand beside ours for
+orientation and are not to be compared digit by digit.
+"""
+
+
+def tables_of(part: str, settings: EvaluationSettings, measure_again: bool) -> list[Table]:
+    """One part's tables, measured when they are not there."""
+    path = Path(settings.out) / f"{part}.json"
+    if path.is_file() and not measure_again:
+        return read_tables(path)
+    print(f"measuring {part}", file=sys.stderr, flush=True)
+    return measure(part, settings)
+
+
+def keypoint_table(path: Path) -> Table:
+    """OKS AP, where it was measured."""
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    columns = ("data", "AP", "AP at OKS 0.5", "paper: AP on DeepFashion2")
+    row = (figures["dataset"], figures["ap"], figures["ap50"], paper.KEYPOINT_AP)
+    return Table("Landmarks, OKS AP", "", columns, (row,))
+
+
+def document(settings: EvaluationSettings, parts: Sequence[str], measure_again: bool) -> str:
+    """The whole page."""
+    sections = [INTRODUCTION]
+    for part in parts:
+        sections.append(f"## {HEADINGS[part]}\n")
+        tables = tables_of(part, settings, measure_again)
+        keypoints = Path(settings.out) / KEYPOINTS
+        if part == "landmarks" and keypoints.is_file():
+            tables = [*tables, keypoint_table(keypoints)]
+        sections += [table.markdown() + "\n" for table in tables]
+    return "\n".join(sections)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--parts", nargs="+", choices=tuple(HEADINGS), default=tuple(HEADINGS))
+    parser.add_argument("--again", action="store_true", help="measure even what was measured")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    arguments = parser.parse_args(argv)
+    try:
+        layers = [arguments.config] if arguments.config else []
+        settings = load_config(EvaluationSettings, *layers, overrides=arguments.overrides)
+        text = document(settings, arguments.parts, arguments.again)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        return 2
+    arguments.out.write_text(text, encoding="utf-8")
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
