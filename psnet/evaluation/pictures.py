@@ -122,7 +122,7 @@ def draw_region_weights(weights: np.ndarray) -> Image.Image:
 
 
 def draw_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Image.Image:
-    """Precision over recall, a curve of (recall, precision) per method; at most seven are told apart."""
+    """Precision over recall, a curve of (recall, precision) per method; from the eighth on dashed."""
     side, left, top = 420, 60, 20
     picture = Image.new("RGB", (left + side + 300, top + side + 50), _PAPER)
     draw = ImageDraw.Draw(picture)
@@ -138,10 +138,12 @@ def draw_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Image.Image:
     for c, (name, points) in enumerate(curves.items()):
         colour = _COLOURS[c % len(_COLOURS)]
         line = [(left + recall * side, top + (1 - precision) * side) for recall, precision in points]
-        if len(line) > 1:
-            draw.line(line, fill=colour, width=2)
+        dashed = c >= len(_COLOURS)
+        for k in range(len(line) - 1):
+            if not dashed or k % 2 == 0:
+                draw.line(line[k : k + 2], fill=colour, width=2)
         y = top + 14 + 22 * c
-        draw.line([left + side + 16, y, left + side + 40, y], fill=colour, width=4)
+        draw.line([left + side + 16, y, left + side + (26 if dashed else 40), y], fill=colour, width=4)
         _write(draw, (left + side + 48, y), name, "lm", 13)
     return picture
 
@@ -208,4 +210,6 @@ def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float], names: Sequence[
 
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str, size: int) -> None:
+    # Pillow's own font knows no Greek and no subscripts.
+    text = text.replace("λ", "lambda").replace("₂", "2")
     draw.text(at, text, fill=_INK, font=ImageFont.load_default(size=size), anchor=anchor)
