@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from psnet.regions import NUM_REGIONS, Presence
-from psnet.similarity import SCORINGS, block_cosines, compare, mirrored_presence
+from psnet.similarity import LEAST_ABOVE, SCORINGS, block_cosines, compare, mirrored_presence
 
 MARGIN = np.float32(2e-5)
 """Above the rounding of a float32 product of two unit vectors of 256 numbers (about 1e-6), for either order
@@ -24,8 +24,6 @@ of additions, with room for longer vectors."""
 # A tile's five planes of float32 stay in the second-level cache between product and reduction.
 _TILE_ROWS = 128
 _TILE_COLUMNS = 1024
-# A garment's own copies, of which a small sample may hold a few, are no background.
-_LEAST_ABOVE = 10
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _RESCORED_AT_ONCE = 1024
 
@@ -329,12 +327,12 @@ def background(
 
 def _quantile(values: np.ndarray, usable: np.ndarray, quantile: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows with a usable value, and for each the column of its quantile (the lower of two neighbours, and at
-    most the ``_LEAST_ABOVE``-th greatest)."""
+    most the ``LEAST_ABOVE``-th greatest)."""
     count = usable.sum(1)
     rows = np.flatnonzero(count)
     values = np.where(usable, values, -np.inf)[rows]
     among = np.floor(quantile * (count[rows] - 1)).astype(np.int64)
-    among = np.minimum(among, np.maximum(count[rows] - _LEAST_ABOVE, 0))
+    among = np.minimum(among, np.maximum(count[rows] - LEAST_ABOVE, 0))
     place = values.shape[1] - count[rows] + among
     value = np.take_along_axis(np.sort(values, axis=1), place[:, None], axis=1)
     return rows, (values == value).argmax(1)

@@ -17,11 +17,18 @@ REGION_MARGIN = 0.05
 def expand(box: np.ndarray, margin: float, width: int, height: int) -> np.ndarray:
     """Boxes (..., 4) grown by ``margin`` of their sides, clipped to the picture and at least 2 px wide."""
     size = box[..., 2:] - box[..., :2]
-    grown = np.concatenate([box[..., :2] - margin * size, box[..., 2:] + margin * size], -1)
+    centre, half = box[..., :2] + 0.5 * size, np.maximum((0.5 + margin) * size, 1.0)
+    grown = np.concatenate([centre - half, centre + half], -1)
     limit = np.array([width, height, width, height], np.float32)
     grown = np.clip(grown, 0, limit)
     low = np.minimum(grown[..., :2], limit[:2] - 2)
     return np.concatenate([low, np.maximum(grown[..., 2:], low + 2)], -1).astype(np.float32)
+
+
+def log_aspect(frames: np.ndarray) -> np.ndarray:
+    """Frames (..., 4) -> (...) float32, the logarithm of width over height."""
+    size = np.maximum(frames[..., 2:] - frames[..., :2], 1e-3)
+    return np.log(size[..., 0] / size[..., 1]).astype(np.float32)
 
 
 def cut(image: Image.Image, box: np.ndarray, side: int) -> np.ndarray:

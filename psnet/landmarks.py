@@ -76,17 +76,18 @@ class LandmarkBranch(nn.Module):
             nn.ReLU(inplace=True),
             nn.Flatten(),
             nn.Linear(32 * 49, 256),
-            nn.ReLU(inplace=True),
         )
+        # A square crop has lost what tells a dress from a shirt at a glance.
+        self.shape = nn.Linear(1, 256, bias=False)
         self.visibility = nn.Linear(256, landmarks)
         self.presence = nn.Linear(256, NUM_REGIONS * 3)
         self.category = nn.Linear(256, categories)
         self.garment = nn.Linear(256, 1)
 
-    def forward(self, crops: Tensor) -> LandmarkOutput:
-        """(n, 3, 224, 224) in 0…1."""
+    def forward(self, crops: Tensor, aspect: Tensor) -> LandmarkOutput:
+        """Crops (n, 3, 224, 224) in 0…1; aspect (n,), log of width over height of what each shows."""
         squeezed = self.squeeze(self.backbone(crops))
-        described = self.describe(squeezed)
+        described = torch.relu(self.describe(squeezed) + self.shape(aspect.unsqueeze(1)))
         fine = self.upsample(squeezed)
         return LandmarkOutput(
             heatmaps=self.heads(fine),

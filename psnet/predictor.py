@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, to_tensor
+from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.model import PSNet
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.retrieval import CropRetrieval, StripeRetrieval
@@ -49,15 +49,18 @@ class Garment:
 # What the detector is asked for: it proposes, the landmark branch decides.
 PROPOSAL_SCORE = 0.2
 PROPOSALS = 6
+# A garment whose box overlaps its proposal less was seen in a frame made for something else.
+SECOND_LOOK = 0.8
 # Two boxes that overlap more are one garment.
 SAME_GARMENT = 0.5
+# Of a box, as a share of its crop's.
+_LEAST_SIDE = 0.01
 
 
 @dataclass(frozen=True)
 class _Proposal:
     image: int
     box: np.ndarray
-    score: float
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,7 @@ class Predictor:
         garments: list[list[Garment]] = [[] for _ in images]
         with torch.inference_mode(), self._autocast():
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
-            proposals = self._propose(images)
-            placed: list[_Placed] = []
-            for start in range(0, len(proposals), self.batch):
-                placed += self._place(pictures, proposals[start : start + self.batch])
-            placed = self._decide(placed)
+            placed = self._decide(self._look(pictures, self._propose(images)))
             for start in range(0, len(placed), self.batch):
                 chunk = placed[start : start + self.batch]
                 for one, garment in zip(chunk, self._describe(pictures, chunk), strict=True):
@@ -216,6 +215,15 @@ class Predictor:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
+    @torch.inference_mode()
+    def propose(self, images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """The detector's boxes (4,) xyxy px of each image, best first, before the landmark branch decides."""
+        boxes: list[list[np.ndarray]] = [[] for _ in images]
+        with self._autocast():
+            for proposal in self._propose(images):
+                boxes[proposal.image].append(proposal.box)
+        return boxes
+
     def _propose(self, images: Sequence[np.ndarray]) -> list[_Proposal]:
         found = []
         for indices in _by_shape(images):
@@ -231,15 +239,34 @@ class Predictor:
                     for i in part
                 ]
                 for i, out in zip(part, self.model.detector(tensors), strict=True):
-                    keep = out["scores"] >= PROPOSAL_SCORE
-                    boxes, scores = out["boxes"][keep].float(), out["scores"][keep].float()
-                    found += [
-                        _Proposal(i, b, float(s))
-                        for b, s in zip(
-                            boxes[:PROPOSALS].cpu().numpy(), scores[:PROPOSALS].cpu(), strict=True
-                        )
-                    ]
+                    boxes = out["boxes"][out["scores"] >= PROPOSAL_SCORE][:PROPOSALS]
+                    found += [_Proposal(i, box) for box in boxes.float().cpu().numpy()]
         return found
+
+    def _look(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> list[_Placed]:
+        """The landmark branch's word on all proposals, and a second look where the first saw a wrong frame:
+        at garments whose own box lies off the proposal's, and at whole pictures in which none was found."""
+        placed = self._place_all(pictures, proposals)
+        first: list[_Placed] = []
+        again: list[_Proposal] = []
+        for one, proposal in zip(placed, proposals, strict=True):
+            if one.score >= self.min_score and _overlap(one.box, proposal.box) < SECOND_LOOK:
+                again.append(_Proposal(one.image, one.box))
+            else:
+                first.append(one)
+        found = {one.image for one in placed if one.score >= self.min_score}
+        again += [
+            _Proposal(i, np.array([0, 0, picture.width, picture.height], np.float32))
+            for i, picture in enumerate(pictures)
+            if i not in found
+        ]
+        return first + self._place_all(pictures, again)
+
+    def _place_all(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> list[_Placed]:
+        placed: list[_Placed] = []
+        for start in range(0, len(proposals), self.batch):
+            placed += self._place(pictures, proposals[start : start + self.batch])
+        return placed
 
     def _place(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> Iterator[_Placed]:
         """What the landmark branch says of each proposal."""
@@ -254,13 +281,14 @@ class Predictor:
             )
         )
         crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
-        out = self.model.landmarks(crops)
+        aspect = torch.from_numpy(log_aspect(np.stack(frames))).to(self.device)
+        out = self.model.landmarks(crops, aspect)
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
         visibility = torch.sigmoid(out.visibility.float()).cpu().numpy()
         chances = torch.softmax(out.presence.float(), -1).cpu().numpy()
         categories = out.category.argmax(-1).cpu().tolist()
         sure = torch.sigmoid(out.garment.float()).cpu().tolist()
-        said = np.clip(out.boxes.float().cpu().numpy(), 0, 1) * side
+        said = _proper(out.boxes.float().cpu().numpy()) * side
         for i, (proposal, frame) in enumerate(zip(proposals, frames, strict=True)):
             scale = np.tile((frame[2:] - frame[:2]) / side, 2)
             category = TORSO_CATEGORIES[categories[i]]
@@ -339,6 +367,22 @@ class Predictor:
             swap = torch.from_numpy(Taxonomy.load(self.model.config.taxonomy).swap.copy()).to(self.device)
             plain, flipped = branch(crops, boxes, heat), branch(mirrored, turned, heat.flip(-1)[:, swap])
         return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes (4,)."""
+    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
+    inner = float(sides.prod())
+    return inner / max(float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - inner, 1e-6)
+
+
+def _proper(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4) as shares of a crop, inside it, uncrossed and with some area: edges are predicted one by
+    one, and on a picture that is no garment they may say anything."""
+    boxes = np.clip(boxes, 0, 1)
+    low = np.minimum(np.minimum(boxes[..., :2], boxes[..., 2:]), 1 - _LEAST_SIDE)
+    high = np.maximum(np.maximum(boxes[..., :2], boxes[..., 2:]), low + _LEAST_SIDE)
+    return np.concatenate([low, high], -1)
 
 
 def _by_shape(images: Sequence[np.ndarray]) -> list[list[int]]:

@@ -54,8 +54,8 @@ def regions_from_landmarks(
     """Region boxes of one garment, (5, 4) xyxy px; sleeves of a sleeveless category are NaN.
 
     landmarks (K, 3) x, y, visibility: all eleven of ``clothing11``, or the category's own of
-    ``deepfashion2``, whose many collar and sleeve points then bound these regions directly. Raises ValueError
-    for legwear.
+    ``deepfashion2``, whose labelled collar and sleeve points then bound these regions directly. Raises
+    ValueError for legwear.
     """
     known = Taxonomy.load(taxonomy).category(category)
     points = landmarks if taxonomy == "clothing11" else to_clothing11(category, landmarks)
@@ -64,6 +64,8 @@ def regions_from_landmarks(
         boxes[1:3] = np.nan
     for r, part in ((0, "collar"), (1, "left_sleeve"), (2, "right_sleeve")):
         if part in known.parts:
-            own = landmarks[list(known.parts[part]), :2]
-            boxes[r] = np.concatenate([own.min(0), own.max(0)])
+            own = landmarks[list(known.parts[part])]
+            own = own[own[:, 2] > 0, :2]  # what was not labelled stands at (0, 0)
+            if len(own) > 1:
+                boxes[r] = np.concatenate([own.min(0), own.max(0)])
     return boxes

@@ -184,6 +184,24 @@ def _with_missing_regions(cos: np.ndarray, used: np.ndarray, weights: np.ndarray
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
+LEAST_ABOVE = 10
+"""A level is at most the tenth greatest score: the greatest may be copies."""
+
+# A garment that everything resembles leaves little room above its level; a division by none would blow up.
+_LEAST_ROOM = 0.05
+
+
+def normalise(score: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Where a score lies between what the two garments reach with anything (0) and a perfect match (1).
+
+    Args:
+        score, level: of one shape; the level of a pair is the mean of its garments' levels: a high quantile
+            of a garment's scores with others that have nothing to do with it. (Copy detection subtracts such
+            a level: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022.)
+    """
+    return ((score - level) / np.maximum(1 - level, np.float32(_LEAST_ROOM))).astype(np.float32)
+
+
 Scoring = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 SCORINGS: Mapping[str, Scoring] = {"best_regions": best_regions_score, "weighted": weighted_score}

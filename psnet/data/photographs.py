@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.taxonomy import Taxonomy
@@ -40,7 +40,8 @@ class LabelledGarment:
 
     ``box`` (4,) xyxy px; ``landmarks`` (K, 3) x, y px and visibility (2 visible, 1 estimated, 0 absent);
     ``region_boxes`` (5, 4) xyxy px, NaN where the garment has no such region. ``weight``: how often training
-    draws it, against the others.
+    draws it, against the others. ``polygons``: the garment's outline where the data set has one, each x1,
+    y1, x2, y2, … px; the cut-out is drawn from it.
     """
 
     image_path: Path
@@ -52,6 +53,7 @@ class LabelledGarment:
     upright: bool = True
     mask_path: Path | None = None
     weight: float = 1.0
+    polygons: tuple[tuple[float, ...], ...] = ()
 
     @property
     def absent(self) -> np.ndarray:
@@ -64,6 +66,12 @@ class LabelledGarment:
 
     def read_mask(self) -> np.ndarray | None:
         """The cut-out, (H, W) uint8 with 255 on the garment; None when it was never made or was rejected."""
+        if self.polygons:
+            height, width = self.read().shape[:2]
+            picture = Image.new("L", (width, height))
+            for polygon in self.polygons:
+                ImageDraw.Draw(picture).polygon(polygon, fill=255)
+            return np.asarray(picture)
         if self.mask_path is None or not self.mask_path.exists():
             return None
         return read_pixels(self.mask_path, "L")
@@ -208,12 +216,12 @@ def with_masks(garments: Iterable[LabelledGarment], cache: Path, workers: int = 
     """Cut every garment out of its photograph, once: masks are PNG files in ``cache``, one per photograph.
 
     A rejected cut-out leaves a 1 × 1 file, so that it is not tried again, and ``mask_path`` stays None.
-    Garments that came with a mask (rendered ones) keep it.
+    Garments that came with a mask (rendered ones) or with polygons keep it.
     """
     cache.mkdir(parents=True, exist_ok=True)
     garments = list(garments)
-    kept = [g for g in garments if g.mask_path is not None]
-    garments = [g for g in garments if g.mask_path is None]
+    kept = [g for g in garments if g.mask_path is not None or g.polygons]
+    garments = [g for g in garments if g.mask_path is None and not g.polygons]
     paths = [cache / f"{g.image_path.stem}.png" for g in garments]
     jobs = [(g, p) for g, p in zip(garments, paths, strict=True) if not p.exists()]
     if jobs:

@@ -14,24 +14,44 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import nn
+
 from psnet.config import ConfigError, load_config
-from psnet.data.photographs import LabelledGarment, read_labels, with_masks
+from psnet.data.labels import read_any_labels
+from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
 from psnet.detector import build_detector
 from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
 from psnet.predictor import Predictor
+from psnet.regions import GROUPS, NUM_REGIONS
+from psnet.similarity import SCORINGS
 from psnet.train.calibrate import calibrate
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import LandmarkSamples, landmark_figures, landmark_loss
-from psnet.train.loop import LoopSettings, fit
+from psnet.train.loop import LoopSettings, fit, resolve_device
 from psnet.train.pseudo import write_pseudo_labels
-from psnet.train.retrieval import RetrievalSamples, retrieval_figures, retrieval_loss, validation_batch
+from psnet.train.region_weights import (
+    fit_average_precision,
+    fit_manipulation,
+    mean_average_precision,
+    ranking_of,
+    triplets_of,
+)
+from psnet.train.retrieval import (
+    RetrievalSamples,
+    features_of,
+    retrieval_figures,
+    retrieval_loss,
+    validation_batch,
+)
 from psnet.train.settings import TrainSettings
-from psnet.verdict import Calibration
+from psnet.verdict import MAX_CHANGED_PARTS, Calibration
 from psnet.weights import load_part, save_description, save_part
 
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
-PARTS = ("detector", "landmarks", "self-training", "retrieval", "calibration", "all")
+PARTS = ("detector", "landmarks", "self-training", "retrieval", "region-weights", "calibration", "all")
 
 
 def load_garments(
@@ -59,7 +79,7 @@ def load_garments(
 
 
 def _with_masks(settings: TrainSettings, labels: Path, weight: float) -> list[LabelledGarment]:
-    garments = read_labels(labels, [settings.split])
+    garments = read_any_labels(labels, [settings.split])
     cut_out = with_masks(garments, Path(settings.masks), max(settings.workers, 1))
     return [dataclasses.replace(garment, weight=weight) for garment in cut_out]
 
@@ -69,7 +89,7 @@ def empty_images(settings: TrainSettings) -> list[Path]:
     if settings.empty is None:
         return []
     labelled = {
-        g.image_path.name for path in settings.labels for g in read_labels(Path(path), upright_only=False)
+        g.image_path.name for path in settings.labels for g in read_any_labels(Path(path), upright_only=False)
     }
     return [
         p
@@ -86,7 +106,7 @@ def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
     test = {
         g.image_path.name
         for path in settings.labels
-        for g in read_labels(Path(path), upright_only=False)
+        for g in read_any_labels(Path(path), upright_only=False)
         if g.split != settings.split
     }
     pictures = [
@@ -94,23 +114,26 @@ def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
         for p, category, seller in _catalogue(settings.background)
         if category not in settings.empty_categories and p.name not in test
     ]
-    step = max(len(pictures) // settings.background_images, 1)
-    return pictures[::step][: settings.background_images]
+    # Drawn, not taken in steps: a catalogue's order may have a period.
+    chosen = np.random.default_rng(settings.seed).permutation(len(pictures))[: settings.background_images]
+    return [pictures[i] for i in sorted(chosen)]
 
 
-def unlabelled_images(settings: TrainSettings) -> list[Path]:
+def unlabelled_images(settings: TrainSettings) -> list[tuple[Path, str | None]]:
     """Pictures of the catalogue ``settings.unlabelled`` that may show a torso garment and that no label file
-    knows, test pictures included."""
+    knows, test pictures included, with the group that their category means, if any; every fourth is left out,
+    so that the calibration meets strangers too."""
     if settings.unlabelled is None:
         return []
     known = {
-        g.image_path.name for path in settings.labels for g in read_labels(Path(path), upright_only=False)
+        g.image_path.name for path in settings.labels for g in read_any_labels(Path(path), upright_only=False)
     }
-    return [
-        p
+    pictures = [
+        (p, settings.unlabelled_groups.get(category))
         for p, category, _ in _catalogue(settings.unlabelled)
         if category not in settings.empty_categories and p.name not in known
     ]
+    return [p for i, p in enumerate(pictures) if i % 4]
 
 
 def _pseudo_labels(settings: TrainSettings) -> Path:
@@ -173,27 +196,28 @@ def train_landmarks(settings: TrainSettings) -> None:
 
 def train_self(settings: TrainSettings) -> None:
     """Label the unlabelled photographs with what has been trained so far, and go on with the landmark branch
-    on labels of both kinds (noisy student, Xie et al., CVPR 2020)."""
+    on labels of both kinds (noisy student, Xie et al., CVPR 2020), and on what the detector mistakes for
+    garments."""
     out = Path(settings.out)
     path = _pseudo_labels(settings)
+    retrieval, part = out / "retrieval.safetensors", out / "landmarks.safetensors"
+    if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
+        save_part(build_retrieval_branch(settings.model), retrieval)
+    save_description(out, settings.model, {})
+    predictor = Predictor.load(out, settings.device, settings.precision)
     if not path.exists():
-        retrieval = out / "retrieval.safetensors"
-        if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
-            save_part(build_retrieval_branch(settings.model), retrieval)
-        save_description(out, settings.model, {})
-        predictor = Predictor.load(out, settings.device, settings.precision)
         images = unlabelled_images(settings)
         count = write_pseudo_labels(predictor, images, path, settings.pseudo_score, settings.pseudo_presence)
         print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
     train, held = load_garments(settings, pseudo_labels=True)
     side = settings.model.crop_side
     empty = empty_images(settings)
+    mistaken = {path: predictor.propose([read_pixels(path)])[0] for path in empty[HELD_EMPTY:]}
     model = build_landmark_branch(settings.model)
-    part = out / "landmarks.safetensors"
     load_part(model, part)
     fit(
         model,
-        LandmarkSamples(train, settings.seed + 1, side, empty[HELD_EMPTY:]),
+        LandmarkSamples(train, settings.seed + 1, side, empty[HELD_EMPTY:], mistaken),
         landmark_loss,
         out / "self-training",
         _loop(settings, settings.self_training),
@@ -219,6 +243,71 @@ def train_retrieval(settings: TrainSettings) -> None:
     save_part(model, out / "retrieval.safetensors")
 
 
+def train_region_weights(settings: TrainSettings) -> None:
+    """λ per group in three ways, learnt on training garments, compared on held-out ones; writes
+    region-weights.json."""
+    train, held = load_garments(settings)
+    out = Path(settings.out)
+    model = build_retrieval_branch(settings.model)
+    load_part(model, out / "retrieval.safetensors")
+    model.to(resolve_device(settings.device)).eval()
+    learnt_on = _samples_of(model, settings, train, settings.region_weight_samples)
+    judged_on = _samples_of(model, settings, held, 4 * len(held))
+    tables = {
+        name: [fit(*_of_group(learnt_on, row)).tolist() for row in range(len(GROUPS))]
+        for name, fit in REGION_WEIGHTS.items()
+    }
+    figures = {
+        f"{name}, {scoring}": float(
+            np.mean(
+                [
+                    mean_average_precision(ranking_of(*_of_group(judged_on, row)), table[row], scoring)
+                    for row in range(len(GROUPS))
+                ]
+            )
+        )
+        for name, table in tables.items()
+        for scoring in SCORINGS
+    }
+    for name, value in figures.items():
+        print(f"mean average precision, {name}: {value:.4f}")
+    # The verdict's scoring is the definition; of the tables the one that ranks best under it ships.
+    shipped = max(tables, key=lambda name: figures[f"{name}, best_regions"])
+    print(f"shipped: {shipped}")
+    (out / REGION_WEIGHTS_FILE).write_text(
+        json.dumps({"shipped": shipped, "tables": tables, "figures": figures}, indent=1) + "\n"
+    )
+
+
+def _samples_of(
+    model: nn.Module, settings: TrainSettings, garments: list[LabelledGarment], count: int
+) -> dict[str, np.ndarray]:
+    samples = RetrievalSamples(garments, settings.seed + 2, settings.model, settings.box_noise)
+    rows = [samples.sample(i) for i in range(count)]
+    batch = {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+    features = features_of(model, batch, heatmap_codec(settings.model))
+    return {
+        "features": features.numpy(),
+        "design": batch["design"].numpy(),
+        "group": batch["group"].numpy(),
+        "copies": (batch["parts"] <= MAX_CHANGED_PARTS).numpy(),
+    }
+
+
+def _of_group(samples: dict[str, np.ndarray], row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    chosen = samples["group"] == row
+    return samples["features"][chosen], samples["design"][chosen], samples["copies"][chosen]
+
+
+REGION_WEIGHTS_FILE = "region-weights.json"
+REGION_WEIGHTS = {
+    "equal": lambda *_: np.full(NUM_REGIONS, 1 / NUM_REGIONS),
+    "manipulation": lambda *samples: fit_manipulation(triplets_of(*samples)),
+    "weighted precision": lambda *samples: fit_average_precision(ranking_of(*samples), "weighted"),
+    "best-regions precision": lambda *samples: fit_average_precision(ranking_of(*samples), "best_regions"),
+}
+
+
 def fit_calibration(settings: TrainSettings) -> None:
     """Thresholds for the three trained parts; writes model.json, which makes the folder a weights folder."""
     out = Path(settings.out)
@@ -226,10 +315,20 @@ def fit_calibration(settings: TrainSettings) -> None:
     _, held = load_garments(settings)
     predictor = Predictor.load(out, settings.device, settings.precision)
     calibration, figures = calibrate(predictor, held, stranger_images(settings), settings.seed)
+    learnt = out / REGION_WEIGHTS_FILE
+    weights = json.loads(learnt.read_text()) if learnt.exists() else None
+    if weights is not None:
+        table = weights["tables"][weights["shipped"]]
+        calibration = dataclasses.replace(
+            calibration, region_weights=tuple(tuple(round(w, 4) for w in row) for row in table)
+        )
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")
     print(calibration.to_json())
-    trained = {part: getattr(settings, part).steps for part in ("detector", "landmarks", "retrieval")}
+    trained = {
+        part: getattr(settings, part).steps
+        for part in ("detector", "landmarks", "self_training", "retrieval")
+    }
     provenance = {
         "steps": trained,
         "seed": settings.seed,
@@ -237,7 +336,13 @@ def fit_calibration(settings: TrainSettings) -> None:
         "labels": [Path(p).parent.name for p in settings.labels],
     }
     save_description(
-        out, settings.model, {"calibration": json.loads(calibration.to_json()), "provenance": provenance}
+        out,
+        settings.model,
+        {
+            "calibration": json.loads(calibration.to_json()),
+            "provenance": provenance,
+            **({"region_weights": weights} if weights else {}),
+        },
     )
 
 
@@ -262,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "landmarks": train_landmarks,
         "self-training": train_self,
         "retrieval": train_retrieval,
+        "region-weights": train_region_weights,
         "calibration": fit_calibration,
     }
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from psnet.crops import GARMENT_MARGIN, cut, expand, to_tensor
+from psnet.crops import GARMENT_MARGIN, cut, expand, log_aspect, to_tensor
 from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.landmarks import LandmarkBranch
@@ -32,13 +32,14 @@ def subject_of(garment: LabelledGarment) -> Subject:
     return Subject(garment.read(), garment.read_mask(), garment.box, garment.landmarks, garment.region_boxes)
 
 
-def nothing(pixels: np.ndarray) -> Subject:
-    """A picture without a torso garment, as something to photograph: its box is the whole picture."""
+def nothing(pixels: np.ndarray, box: np.ndarray | None = None) -> Subject:
+    """A picture without a torso garment, as something to photograph: its ``box`` (4,) is what might be taken
+    for one, None the whole picture."""
     height, width = pixels.shape[:2]
     return Subject(
         pixels,
         None,
-        np.array([0, 0, width, height], np.float32),
+        np.array([0, 0, width, height], np.float32) if box is None else box,
         np.zeros((len(Taxonomy.load("clothing11").landmarks), 3), np.float32),
         np.full((NUM_REGIONS, 4), np.nan, np.float32),
     )
@@ -59,7 +60,8 @@ def targets(view: View, category: str | None, box: np.ndarray, side: int) -> dic
     """
     height, width = view.pixels.shape[:2]
     x0, y0, x1, y1 = expand(box, GARMENT_MARGIN, width, height)
-    pixels = cut(Image.fromarray(view.pixels), np.array([x0, y0, x1, y1]), side)
+    frame = np.array([x0, y0, x1, y1])
+    pixels = cut(Image.fromarray(view.pixels), frame, side)
     scale = np.array([side / (x1 - x0), side / (y1 - y0)], np.float32)
     origin = np.array([x0, y0], np.float32)
     points = (view.landmarks[:, :2] - origin) * scale
@@ -72,6 +74,7 @@ def targets(view: View, category: str | None, box: np.ndarray, side: int) -> dic
         visible = np.zeros_like(visible)
     return {
         "crop": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+        "aspect": torch.from_numpy(log_aspect(frame)[None])[0],
         "points": torch.from_numpy(points.astype(np.float32)),
         "weight": torch.from_numpy(
             np.where(inside, np.choose(visible.astype(int), [0.0, 0.5, 1.0]), 0.0).astype(np.float32)
@@ -88,7 +91,7 @@ class LandmarkSamples:
 
     Rare categories are drawn more often (by the square root of their frequency). Of the samples, a quarter
     show no garment of the torso where ``empty`` names pictures without one: one of those, or a piece of
-    background.
+    background. ``mistaken``: boxes (4,) px in them that a detector takes for garments (hard negatives).
     """
 
     def __init__(
@@ -97,8 +100,10 @@ class LandmarkSamples:
         seed: int,
         side: int,
         empty: Sequence[Path] = (),
+        mistaken: Mapping[Path, Sequence[np.ndarray]] | None = None,
     ) -> None:
         self.garments, self.seed, self.side, self.empty = list(garments), seed, side, list(empty)
+        self.mistaken = dict(mistaken or {})
         self.swap = Taxonomy.load("clothing11").swap
         counts = {c: sum(g.category == c for g in garments) for c in {g.category for g in garments}}
         weights = np.array([g.weight * counts[g.category] ** -0.5 for g in garments])
@@ -110,23 +115,30 @@ class LandmarkSamples:
         other = self.garments[int(rng.integers(len(self.garments)))].read()
         kind = rng.random() if self.empty else 1.0
         if kind < 0.2:
-            pixels = read_pixels(self.empty[int(rng.integers(len(self.empty)))])
-            view = rephotograph(nothing(pixels), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
+            path = self.empty[int(rng.integers(len(self.empty)))]
+            proposed = self.mistaken.get(path, ())
+            if len(proposed) and rng.random() < 0.7:
+                shown = nothing(read_pixels(path), proposed[int(rng.integers(len(proposed)))])
+                view = rephotograph(shown, rng, LANDMARK_CAMERA, swap=self.swap, other=other)
+                return targets(view, None, self._missed(view.box, rng), self.side)
+            view = rephotograph(nothing(read_pixels(path)), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
             height, width = view.pixels.shape[:2]
             sides = rng.uniform(0.3, 1.0, 2) * (width, height)
             corner = rng.uniform(0, 1, 2) * ((width, height) - sides)
             return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
         view = rephotograph(subject_of(garment), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
-        size = np.tile(view.box[2:] - view.box[:2], 2)
         if kind < 0.25:
             # A corner of the picture with little of the garment in it.
             height, width = view.pixels.shape[:2]
             sides = rng.uniform(0.15, 0.35, 2) * (width, height)
             corner = rng.integers(0, 2, 2) * ((width, height) - sides)
             return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
-        jitter = rng.normal(0, 0.045, 4) if rng.random() < 0.75 else rng.normal(0, 0.1, 4)
-        box = view.box + (jitter * size).astype(np.float32)
-        return targets(view, garment.category, box, self.side)
+        return targets(view, garment.category, self._missed(view.box, rng), self.side)
+
+    def _missed(self, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The box as a detector gives it, off by some share of its sides."""
+        jitter = rng.normal(0, 0.045, 4) if rng.random() < 0.65 else rng.normal(0, 0.1, 4)
+        return (box + jitter * np.tile(box[2:] - box[:2], 2)).astype(np.float32)
 
 
 def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +148,7 @@ def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     large map, while the softmax starts moving at once.
     """
     assert isinstance(model, LandmarkBranch)
-    out = model(batch["crop"].float() / 255)
+    out = model(batch["crop"].float() / 255, batch["aspect"])
     wanted = model.codec.encode(batch["points"]).flatten(2)
     log = torch.log_softmax(out.heatmaps.float().flatten(2), -1)
     entropy = -(wanted * log).sum(-1)
@@ -191,7 +203,7 @@ def landmark_figures(
             miss = rng.normal(0, 0.04, 4) * np.tile(garment.box[2:] - garment.box[:2], 2)
             batch.append(targets(view, garment.category, (garment.box + miss).astype(np.float32), side))
         stacked = {k: torch.stack([b[k] for b in batch]).to(device) for k in batch[0]}
-        out = model(stacked["crop"].float() / 255)
+        out = model(stacked["crop"].float() / 255, stacked["aspect"])
         points = model.codec.decode(out.heatmaps)
         for i, garment in enumerate(garments[start : start + 32]):
             extent = stacked["boxes"][i, -1, 2:] - stacked["boxes"][i, -1, :2]
@@ -213,8 +225,10 @@ def landmark_figures(
     false = []
     for start in range(0, len(empty), 32):
         pictures = [Image.fromarray(read_pixels(path)) for path in empty[start : start + 32]]
-        crops = np.stack([cut(p, np.array([0, 0, p.width, p.height]), side) for p in pictures])
-        false += (model(to_tensor(crops).to(device)).garment > 0).tolist()
+        frames = np.array([[0, 0, p.width, p.height] for p in pictures])
+        crops = to_tensor(np.stack([cut(p, f, side) for p, f in zip(pictures, frames, strict=True)]))
+        aspect = torch.from_numpy(log_aspect(frames))
+        false += (model(crops.to(device), aspect.to(device)).garment > 0).tolist()
     regions = np.nanmean(np.array(overlaps), 0)
     return {
         "nme": float(np.concatenate(errors).mean()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,26 +52,29 @@ def pseudo_row(path: Path, garment: Garment) -> dict[str, object]:
 
 def write_pseudo_labels(
     predictor: Predictor,
-    images: Sequence[Path],
+    images: Sequence[tuple[Path, str | None]],
     out: Path,
     min_score: float = 0.7,
     min_presence: float = 0.8,
     batch: int = 16,
 ) -> int:
-    """Label the surest garment of every picture where the network is sure; returns the number of lines."""
+    """Label the surest garment of every picture where the network is sure; returns the number of lines.
+
+    ``images``: pictures, each with the group of its garment where that is known: the network's word must
+    agree with it.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     count = 0
     with temporary.open("w", encoding="utf-8") as file:
         for start in range(0, len(images), batch):
-            paths = images[start : start + batch]
-            for path, garments in zip(paths, predictor.predict(_pixels(paths)), strict=True):
-                if garments and is_confident(garments[0], min_score, min_presence):
+            part = images[start : start + batch]
+            pixels = [read_pixels(path) for path, _ in part]
+            for (path, group), garments in zip(part, predictor.predict(pixels), strict=True):
+                if not garments or group not in (None, garments[0].group):
+                    continue
+                if is_confident(garments[0], min_score, min_presence):
                     file.write(json.dumps(pseudo_row(path, garments[0])) + "\n")
                     count += 1
     os.replace(temporary, out)
     return count
-
-
-def _pixels(paths: Iterable[Path]) -> list[np.ndarray]:
-    return [read_pixels(path) for path in paths]

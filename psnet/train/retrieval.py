@@ -22,7 +22,7 @@ from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.heatmap import HeatmapCodec
 from psnet.model import PSNetConfig
-from psnet.regions import MIRROR, NUM_REGIONS, REGIONS
+from psnet.regions import GROUPS, MIRROR, NUM_REGIONS, REGIONS
 from psnet.retrieval import RoiRetrieval
 from psnet.taxonomy import Taxonomy
 from psnet.train.landmarks import subject_of
@@ -99,7 +99,8 @@ class RetrievalSamples:
     crop: ``regions`` (3, 5, 3, region_side, region_side) uint8. The others: ``crops`` (3, 3, crop_side,
     crop_side) uint8 of the whole garment, ``boxes`` (3, 5, 4) and ``points`` (3, 11, 2) in its pixels.
     ``design`` (3, 5) int64: equal numbers are the same design of a region (0 the original, 1 an edited one),
-    -1 where the region is absent, unseen or undecided. Branches without regions see a copy of at most two
+    -1 where the region is absent, unseen or undecided; ``group`` the row of `psnet.regions.GROUPS`, ``parts``
+    how many were edited. Branches without regions see a copy of at most two
     edited parts as the same design, all over, which is what they have to retrieve.
     """
 
@@ -125,8 +126,9 @@ class RetrievalSamples:
         if rng.random() < 0.5:
             subject = mirror_subject(subject, self.swap)
         donor = subject_of(self.garments[int(rng.integers(count))])
+        group = Taxonomy.load("clothing11").category(garment.category).group or ""
         parts = sample_parts(
-            Taxonomy.load("clothing11").category(garment.category).group or "",
+            group,
             int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])),
             rng,
             bool(garment.absent[1:3].all()),
@@ -153,6 +155,8 @@ class RetrievalSamples:
         return {
             **{key: torch.from_numpy(np.stack([p[key] for p in pictures])) for key in pictures[0]},
             "design": torch.from_numpy(design),
+            "group": torch.tensor(GROUPS.index(group)),
+            "parts": torch.tensor(len(parts)),
         }
 
     def _picture(self, view: View, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -260,6 +264,17 @@ def retrieval_loss(
     return loss
 
 
+@torch.inference_mode()
+def features_of(model: nn.Module, batch: dict[str, Tensor], codec: HeatmapCodec) -> Tensor:
+    """`embed` without gradients, a piece at a time, on the processor."""
+    device = next(model.parameters()).device
+    pieces = [
+        embed(model, {k: v[i : i + 32].to(device) for k, v in batch.items()}, codec).cpu()
+        for i in range(0, len(batch["design"]), 32)
+    ]
+    return torch.cat(pieces)
+
+
 def validation_batch(
     garments: Sequence[LabelledGarment], seed: int, config: PSNetConfig, rounds: int = 2
 ) -> dict[str, Tensor]:
@@ -273,13 +288,7 @@ def validation_batch(
 def retrieval_figures(model: nn.Module, batch: dict[str, Tensor], codec: HeatmapCodec) -> dict[str, float]:
     """``recall@1`` of the edited photograph by the mean of the three best regions among all validation
     photographs of other garments; ``kept`` / ``edited`` median cosine; ``auc`` of kept against edited."""
-    device = next(model.parameters()).device
-    n = len(batch["design"])
-    out = [
-        embed(model, {k: v[i : i + 32].to(device) for k, v in batch.items()}, codec).cpu()
-        for i in range(0, n, 32)
-    ]
-    features = torch.cat(out)
+    features = features_of(model, batch, codec)
     design = batch["design"]
     visible = (design >= 0).float().unsqueeze(-1)
     f = features * visible
@@ -303,6 +312,8 @@ __all__ = [
     "RETRIEVAL_CAMERA",
     "RetrievalSamples",
     "edited_regions",
+    "embed",
+    "features_of",
     "jittered",
     "mirror_subject",
     "region_contrast",

@@ -17,7 +17,8 @@ class TrainSettings:
 
     ``unlabelled``: a catalogue whose photographs, those of ``empty_categories`` left out, the network labels
     itself in the part self-training, where it finds a garment with ``pseudo_score`` and tells its regions'
-    presence with ``pseudo_presence``; they are drawn with ``pseudo_weight``.
+    presence with ``pseudo_presence``; they are drawn with ``pseudo_weight``. ``unlabelled_groups``: the group
+    that a category of that catalogue means, with which the network must agree.
 
     Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
     ``out`` holds the part's checkpoint, training goes on from it. ``box_noise``: how far the region boxes
@@ -29,6 +30,7 @@ class TrainSettings:
     split: str = "train"
     masks: str = "masks"
     unlabelled: str | None = None
+    unlabelled_groups: dict[str, str] = field(default_factory=dict)
     empty: str | None = None
     empty_categories: tuple[str, ...] = ("Pants", "Shorts", "Skirt", "Shoes", "Hat")
     background: str | None = None
@@ -59,4 +61,5 @@ class TrainSettings:
     )
     retrieval_loss: str = "contrast"
     box_noise: float = 0.06
+    region_weight_samples: int = 1500
     temperature: float = 0.1

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -108,6 +109,14 @@ def test_triplet_is_zero_when_every_design_is_far_from_the_others():
 
 def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     labels = write_labels(tmp_path / "rendered", 12, seed=1)
+    shutil.copytree(tmp_path / "rendered" / "images", tmp_path / "unlabelled")
+    unlabelled = tmp_path / "catalogue.csv"
+    names = [
+        path.rename(path.with_stem(f"other-{path.stem}")) for path in (tmp_path / "unlabelled").iterdir()
+    ]
+    unlabelled.write_text(
+        "item_id,image,seller_id\n" + "".join(f"{p.stem},unlabelled/{p.name},s\n" for p in sorted(names))
+    )
     tiny = PSNetConfig.tiny()
     config = {
         "labels": [str(labels)],
@@ -119,18 +128,44 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
         "model": dataclasses.asdict(tiny),
         **{
             part: {"steps": 2, "batch": 4, "warmup": 1, "checkpoint_every": 2}
-            for part in ("detector", "landmarks", "retrieval")
+            for part in ("detector", "landmarks", "self_training", "retrieval")
         },
+        "region_weight_samples": 12,
+        "unlabelled": str(unlabelled),
+        "pseudo_score": 0.0,
+        "pseudo_presence": 0.0,
     }
     (tmp_path / "train.yaml").write_text(json.dumps(config))
-    for part in ("detector", "landmarks", "retrieval"):
+    for part in ("detector", "landmarks", "self-training", "retrieval", "region-weights"):
         assert main([part, "--config", str(tmp_path / "train.yaml")]) == 0
-        assert (tmp_path / "out" / f"{part}.safetensors").exists()
     assert main(["calibration", "--config", str(tmp_path / "train.yaml")]) in (
         0,
         2,
     )  # two steps may find no garment at all
     assert Predictor.load(tmp_path / "out", "cpu").tag.startswith("psnet-")
+    weights = json.loads((tmp_path / "out" / "region-weights.json").read_text())
+    for table in weights["tables"].values():
+        assert np.allclose(np.sum(table, 1), 1) and np.shape(table) == (4, 5)
+    assert (tmp_path / "out" / "pseudo-labels.jsonl").exists()
+
+
+@pytest.mark.parametrize("branch", ["roi", "pcb", "global"])
+def test_every_branch_is_trained_by_the_same_command(tmp_path, branch):
+    labels = write_labels(tmp_path / "rendered", 8, seed=1)
+    model = dataclasses.asdict(PSNetConfig.tiny()) | {"retrieval": branch}
+    settings = {
+        "labels": [str(labels)],
+        "masks": str(tmp_path / "masks"),
+        "out": str(tmp_path / "out"),
+        "holdout": 4,
+        "workers": 0,
+        "device": "cpu",
+        "model": model,
+        "retrieval": {"steps": 2, "batch": 3, "warmup": 1, "checkpoint_every": 2},
+    }
+    (tmp_path / "train.yaml").write_text(json.dumps(settings))
+    assert main(["retrieval", "--config", str(tmp_path / "train.yaml")]) == 0
+    assert (tmp_path / "out" / "retrieval.safetensors").exists()
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

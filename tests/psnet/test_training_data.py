@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,10 +8,11 @@ from PIL import Image
 from psnet.data.edits import KINDS, PART_REGIONS, edit_region, region_mask, sample_parts
 from psnet.data.photographs import read_labels, with_masks
 from psnet.data.rephotograph import CameraRange, Subject, rephotograph
+from psnet.model import PSNetConfig
 from psnet.regions import MIRROR, REGIONS
 from psnet.render.labels import write_labels
 from psnet.taxonomy import Taxonomy
-from psnet.train.landmarks import subject_of
+from psnet.train.landmarks import NO_GARMENT, LandmarkSamples, subject_of
 from psnet.train.retrieval import RetrievalSamples, edited_regions, mirror_subject
 
 
@@ -93,9 +95,44 @@ def test_labels_follow_the_camera():
         assert box[0] < middle[0] < box[2] and box[1] < middle[1] < box[3]
 
 
-def test_samples_depend_on_seed_and_index_alone(garments):
-    one, two = RetrievalSamples(garments, 5, 32).sample(17), RetrievalSamples(garments, 5, 32).sample(17)
+@pytest.mark.parametrize("branch", ["crop", "roi"])
+def test_samples_depend_on_seed_and_index_alone(garments, branch):
+    config = replace(PSNetConfig.tiny(), retrieval=branch)
+    one, two, other = (RetrievalSamples(garments, seed, config).sample(17) for seed in (5, 5, 6))
     assert all((one[k] == two[k]).all() for k in one)
-    other = RetrievalSamples(garments, 6, 32).sample(17)
-    assert (one["regions"] != other["regions"]).any()
+    picture = "regions" if branch == "crop" else "crops"
+    assert (one[picture] != other[picture]).any()
     assert one["design"].shape == (3, 5) and set(one["design"].unique().tolist()) <= {-1, 0, 1}
+
+
+def test_boxes_and_points_lie_in_the_crop_they_came_with(garments):
+    sample = RetrievalSamples(garments, 5, replace(PSNetConfig.tiny(), retrieval="roi"), box_noise=0.0)
+    for index in range(4):
+        one = sample.sample(index)
+        assert one["crops"].shape == (3, 3, 64, 64)
+        assert (one["boxes"] >= 0).all() and (one["boxes"] <= 64).all()
+        chest, hems = one["boxes"][:, 3], one["points"][:, 9:11]
+        assert (chest[:, 2] - chest[:, 0] > 8).all()
+        assert (hems[..., 1] > chest[:, None, 1]).all()  # the hem is below the chest's top
+
+
+def test_for_a_branch_without_regions_a_plagiarised_copy_is_the_same_design(garments):
+    samples = RetrievalSamples(garments, 5, replace(PSNetConfig.tiny(), retrieval="global"))
+    seen = set()
+    for index in range(12):
+        one = samples.sample(index)
+        seen.add(int(one["parts"]) > 2)
+        assert (one["design"][:2] == 0).all()
+        assert (one["design"][2] == int(one["parts"] > 2)).all()
+    assert seen == {True, False}
+
+
+def test_a_quarter_of_the_landmark_samples_show_no_garment(garments, tmp_path):
+    empty = tmp_path / "trousers.png"
+    Image.new("RGB", (90, 120), (40, 60, 90)).save(empty)
+    samples = LandmarkSamples(garments, 3, 64, [empty])
+    rows = [samples.sample(i) for i in range(80)]
+    without = [row for row in rows if row["category"] == NO_GARMENT]
+    assert 0.1 < len(without) / len(rows) < 0.4
+    assert all((row["weight"] == 0).all() and (row["visible"] == 0).all() for row in without)
+    assert all(row["boxes"].shape == (6, 4) for row in rows)
