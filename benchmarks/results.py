@@ -7,13 +7,11 @@ measured.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from psnet.config import load_config
-from psnet.evaluation import paper
 from psnet.evaluation.__main__ import measure
 from psnet.evaluation.settings import EvaluationSettings
 from psnet.evaluation.tables import Table, read_tables
@@ -25,9 +23,6 @@ HEADINGS = {
     "retrieval": "Retrieval: by group and kind of copy",
     "plagiarism": "Verdicts and leakage",
 }
-# Written beside the tables by whoever measured key points: {"dataset": …, "ap": …, "ap50": …}.
-KEYPOINTS = "keypoints.json"
-
 INTRODUCTION = """# Results
 
 Written by `benchmarks/results.py` from what `psnet eval` measured. Every figure stands on the data that its
@@ -46,24 +41,12 @@ def tables_of(part: str, settings: EvaluationSettings, measure_again: bool) -> l
     return measure(part, settings)
 
 
-def keypoint_table(path: Path) -> Table:
-    """OKS AP, where it was measured."""
-    figures = json.loads(path.read_text(encoding="utf-8"))
-    columns = ("data", "AP", "AP at OKS 0.5", "paper: AP on DeepFashion2")
-    row = (figures["dataset"], figures["ap"], figures["ap50"], paper.KEYPOINT_AP)
-    return Table("Landmarks, OKS AP", "", columns, (row,))
-
-
 def document(settings: EvaluationSettings, parts: Sequence[str], measure_again: bool) -> str:
     """The whole page."""
     sections = [INTRODUCTION]
     for part in parts:
         sections.append(f"## {HEADINGS[part]}\n")
-        tables = tables_of(part, settings, measure_again)
-        keypoints = Path(settings.out) / KEYPOINTS
-        if part == "landmarks" and keypoints.is_file():
-            tables = [*tables, keypoint_table(keypoints)]
-        sections += [table.markdown() + "\n" for table in tables]
+        sections += [table.markdown() + "\n" for table in tables_of(part, settings, measure_again)]
     return "\n".join(sections)
 
 

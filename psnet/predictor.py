@@ -201,7 +201,7 @@ class Predictor:
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
             for start in range(0, len(images), self.batch):
                 chunk = range(start, min(start + self.batch, len(images)))
-                proposals = [_Proposal(i, np.asarray(boxes[i], np.float32), 1.0) for i in chunk]
+                proposals = [_Proposal(i, np.asarray(boxes[i], np.float32)) for i in chunk]
                 placed = [
                     replace(one, box=p.box)
                     for one, p in zip(self._place(pictures, proposals), proposals, strict=True)

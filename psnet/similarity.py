@@ -305,19 +305,6 @@ def _better(
     )
 
 
-# Normalised scores divide by what is left between background and a perfect match; a level close to 1 leaves
-# nothing.
-_LEAST_ROOM = 0.05
-
-
-def normalise(score: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Where a score lies between what the two garments reach with anything (0) and a perfect match (1).
-
-    score, level: of one shape; level is the mean of both garments' levels. float32.
-    """
-    return ((score - level) / np.maximum(1 - level, np.float32(_LEAST_ROOM))).astype(np.float32)
-
-
 def mirrored_presence(presence: np.ndarray) -> np.ndarray:
     """Presence in the flipped picture: (..., 5) to (..., 5)."""
     return presence[..., list(MIRROR)]

@@ -1,4 +1,6 @@
-"""A plagiarism benchmark on disk: a catalogue of photographs and the truth about it.
+"""A plagiarism benchmark in the product's own formats: a catalogue of photographs and the truth about it.
+
+Lenient where `psnet.data.plagiarized_fashion` is strict: any catalogue with a truth can be measured on.
 
 catalogue.csv   item_id, image (path relative to the file), seller_id
 truth.csv       original, copy, relation (identical | plagiarised | derived), group, modified ('|'-joined
@@ -11,15 +13,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from psnet.data.plagiarized_fashion import ItemBoxes, read_boxes
 from psnet.image import ImageError, decode_image
-from psnet.regions import GROUPS, NUM_REGIONS, REGIONS
+from psnet.regions import GROUPS, REGIONS
 
 RELATIONS: tuple[str, ...] = ("identical", "plagiarised", "derived")
 
@@ -56,21 +58,13 @@ class TruthPair:
 
 
 @dataclass(frozen=True)
-class TrueBoxes:
-    """``box``: (4,) xyxy px of the garment; ``regions``: (5, 4), NaN where the garment has no such region."""
-
-    box: np.ndarray
-    regions: np.ndarray
-
-
-@dataclass(frozen=True)
 class Benchmark:
     """``boxes`` by item, for the items whose boxes are known; ``digest`` names the content of the tables."""
 
     name: str
     items: tuple[Item, ...]
     truth: tuple[TruthPair, ...]
-    boxes: Mapping[str, TrueBoxes]
+    boxes: Mapping[str, ItemBoxes]
     digest: str
 
     @property
@@ -128,7 +122,7 @@ def read_benchmark(folder: Path, name: str | None = None) -> Benchmark:
     if not truth:
         raise ValueError(f"{folder / 'truth.csv'}: holds no pair")
     boxes_file = folder / "boxes.jsonl"
-    boxes = _read_boxes(boxes_file) if boxes_file.is_file() else {}
+    boxes = read_boxes(boxes_file) if boxes_file.is_file() else {}
     digest = hashlib.sha256()
     for table in ("catalogue.csv", "truth.csv", "boxes.jsonl"):
         if (folder / table).is_file():
@@ -191,20 +185,3 @@ def _regions_of(part: str) -> tuple[str, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split("|") if part)
-
-
-def _read_boxes(path: Path) -> dict[str, TrueBoxes]:
-    boxes = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            regions = np.full((NUM_REGIONS, 4), np.nan, np.float32)
-            for r, name in enumerate(REGIONS):
-                if row["regions"].get(name) is not None:
-                    regions[r] = row["regions"][name]
-            boxes[str(row["item_id"])] = TrueBoxes(np.asarray(row["bbox"], np.float32), regions)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: no boxes of an item ({error!r})") from None
-    return boxes

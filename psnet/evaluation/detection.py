@@ -56,22 +56,21 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(both, union, out=np.zeros_like(both, np.float64), where=union > 0)
 
 
-def matches(boxes: np.ndarray, true: np.ndarray) -> np.ndarray:
+def matches(similarity: np.ndarray) -> np.ndarray:
     """Which detections of one picture hit, (m, thresholds) bool.
 
-    As COCO's evaluation has it: the surest detection first, each takes the free true box it overlaps most, if
-    by at least the threshold.
+    As COCO's evaluation has it: the surest detection first, each takes the free true garment it is most
+    similar to, if by at least the threshold.
 
     Args:
-        boxes: (m, 4), surest first. true: (k, 4).
+        similarity: (m, k) of detections, surest first, and true garments: the boxes' overlap, or OKS.
     """
-    iou = overlaps(boxes, true)
-    hit = np.zeros((len(boxes), len(THRESHOLDS)), bool)
+    hit = np.zeros((len(similarity), len(THRESHOLDS)), bool)
     for t, threshold in enumerate(THRESHOLDS):
-        free = np.ones(len(true), bool)
-        for m in range(len(boxes)):
-            candidates = np.where(free, iou[m], -1.0)
-            if len(true) and candidates.max() >= threshold:
+        free = np.ones(similarity.shape[1], bool)
+        for m, row in enumerate(similarity):
+            candidates = np.where(free, row, -1.0)
+            if candidates.max(initial=-1.0) >= threshold:
                 free[candidates.argmax()] = False
                 hit[m, t] = True
     return hit
@@ -133,7 +132,7 @@ def evaluate_detection(
         true = np.stack([g.box for g in photograph.garments])
         boxes = np.stack([g.box for g in garments]) if garments else np.zeros((0, 4), np.float32)
         scores = np.array([g.score for g in garments])
-        curves.append((scores, matches(boxes, true), len(true)))
+        curves.append((scores, matches(overlaps(boxes, true)), len(true)))
         counted = [g for g in garments if g.score >= min_score]
         for labelled in photograph.garments:
             best = best_overlap(counted, labelled.box)
@@ -142,7 +141,7 @@ def evaluate_detection(
                 ious.append(best[1])
                 groups.append(best[0].group == taxonomy.category(labelled.category).group)
     seen = [any(g.score >= min_score for g in garments) for garments in predict_all(predictor, empty)]
-    ap, ap50 = _bootstrap_ap(curves, seed)
+    ap, ap50 = bootstrap_ap(curves, seed)
     return DetectionFigures(
         ap,
         ap50,
@@ -171,10 +170,15 @@ def best_overlap(garments: Sequence[Garment], box: np.ndarray) -> tuple[Garment,
     return (garments[best], float(iou[best])) if iou[best] > 0 else None
 
 
-def _bootstrap_ap(
-    curves: Sequence[tuple[np.ndarray, np.ndarray, int]], seed: int
+def bootstrap_ap(
+    curves: Sequence[tuple[np.ndarray, np.ndarray, int]], seed: int = 0
 ) -> tuple[Estimate, Estimate]:
-    """AP and AP at 0.5, intervals by resampling photographs."""
+    """AP over all thresholds and at 0.5, intervals by resampling photographs.
+
+    Args:
+        curves: for every photograph the scores (m,), the hits (m, thresholds) and the number of true
+            garments.
+    """
     true = sum(count for _, _, count in curves)
     if not true:
         return NOTHING, NOTHING

@@ -86,7 +86,7 @@ def gather(
             described = predictor.describe(
                 [pictures[i] for i in given],
                 np.stack([boxes.box for boxes in known]),
-                np.stack([boxes.regions for boxes in known]),
+                np.stack([boxes.region_boxes for boxes in known]),
             )
             garments.update((i, [garment]) for i, garment in zip(given, described, strict=True))
         rows += [(start + i, garment) for i in range(len(chunk)) for garment in garments[i]]

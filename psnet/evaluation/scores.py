@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from psnet.evaluation.garments import GarmentTable
-from psnet.similarity import SCORINGS, Comparison, block_cosines, compare, compare_block, normalise
+from psnet.similarity import (
+    LEAST_ABOVE,
+    SCORINGS,
+    Comparison,
+    block_cosines,
+    compare,
+    compare_block,
+    normalise,
+)
 
 # Garments of a block of queries; a block of comparisons holds 50 bytes per pair.
 _ROWS = 128
@@ -17,8 +25,6 @@ _PAIRS = 1024
 # As the pair search has it (conf/default.yaml, match.background_size and background_quantile).
 BACKGROUND_PICTURES = 1000
 BACKGROUND_QUANTILE = 0.99
-# A garment's own copies, of which a small sample may hold a few, are no background.
-_LEAST_ABOVE = 10
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def levels(table: GarmentTable, settings: ScoreSettings, seed: int = 0) -> np.nd
         score[table.item[at, None] == table.item[sample]] = -np.inf
         count = np.isfinite(score).sum(1)
         among = np.floor(BACKGROUND_QUANTILE * (count - 1)).astype(int)
-        among = np.minimum(among, np.maximum(count - _LEAST_ABOVE, 0))
+        among = np.minimum(among, np.maximum(count - LEAST_ABOVE, 0))
         place = np.minimum(score.shape[1] - count + among, score.shape[1] - 1)
         value = np.take_along_axis(np.sort(score, axis=1), place[:, None], axis=1)[:, 0]
         out[at] = np.where(count > 0, value, 0)

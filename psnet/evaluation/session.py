@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from psnet.data.photographs import read_labels
+from psnet.data.labels import read_any_labels
 from psnet.evaluation import garments, retrieval
 from psnet.evaluation.baselines import BASELINES
 from psnet.evaluation.benchmark import Benchmark, read_benchmark, read_picture
@@ -61,7 +61,7 @@ class Session:
         out = {}
         for name, path in self.settings.labels.items():
             split = self.settings.splits.get(name)
-            labels = read_labels(Path(path), None if split is None else [split], upright_only=False)
+            labels = read_any_labels(Path(path), None if split is None else [split], upright_only=False)
             if not labels:
                 raise ValueError(f"{path}: no label of split {split!r}")
             out[name] = photographs(labels[: self.settings.limit])
@@ -76,7 +76,7 @@ class Session:
         labelled = {
             garment.image_path.name
             for labels in self.settings.labels.values()
-            for garment in read_labels(Path(labels), upright_only=False)
+            for garment in read_any_labels(Path(labels), upright_only=False)
         }
         with path.open(newline="", encoding="utf-8") as file:
             chosen = [

@@ -18,6 +18,7 @@ from psnet.evaluation.baselines import hash_scores, perceptual_hash, sift_scores
 from psnet.evaluation.benchmark import Benchmark, Item, TruthPair, parts_of, read_benchmark
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_median, wilson
+from psnet.evaluation.keypoints import deepfashion2_sigmas
 from psnet.evaluation.scores import ScoreSettings, best_garments, item_scores, levels
 from psnet.evaluation.session import mean_of_members
 from psnet.evaluation.settings import EvaluationSettings, read_variants
@@ -81,7 +82,10 @@ def test_a_benchmark_is_read(tmp_path):
     (pair,) = one.truth
     assert (pair.group, pair.parts, pair.mirrored) == ("T-shirts", {"sleeves", "chest"}, True)
     assert pair.regions == {"left_sleeve", "right_sleeve", "chest"} and pair.kinds == ("logo", "logo")
-    assert one.boxes["o"].regions[0].tolist() == [1, 2, 3, 3] and np.isnan(one.boxes["o"].regions[1:]).all()
+    assert (
+        one.boxes["o"].region_boxes[0].tolist() == [1, 2, 3, 3]
+        and np.isnan(one.boxes["o"].region_boxes[1:]).all()
+    )
     assert one.design == {"o": "o", "c": "o"} and one.rows["x"] == 2
     # The digest follows the content.
     (folder / "boxes.jsonl").write_text("")
@@ -447,7 +451,7 @@ def test_an_original_without_a_garment(copied):
 def test_average_precision_by_hand():
     true = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32)
     boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [20, 0, 30, 8], [0, 0, 10, 9]], np.float32)
-    hit = detection.matches(boxes, true)
+    hit = detection.matches(detection.overlaps(boxes, true))
     # The third overlaps by 0.8; the fourth comes too late for a box that is taken.
     assert hit[:, 0].tolist() == [True, False, True, False] and hit[2].sum() == 7
     ap = detection.average_precision(np.array([0.9, 0.8, 0.7, 0.6]), hit, 2)
@@ -466,7 +470,7 @@ def test_average_precision_equals_pycocotools():
         true = np.concatenate([corner, corner + rng.uniform(30, 90, corner.shape)], 1)
         boxes = np.concatenate([true + rng.normal(0, 6, true.shape), true + 40])[: int(rng.integers(0, 5))]
         scores = np.sort(rng.random(len(boxes)))[::-1]
-        curves.append((scores, detection.matches(boxes, true), len(true)))
+        curves.append((scores, detection.matches(detection.overlaps(boxes, true)), len(true)))
 
         def xywh(box):
             return [*box[:2], *(box[2:] - box[:2])]
@@ -556,7 +560,8 @@ def test_landmark_figures_by_hand():
     points[[9, 10], 0] += 10
     regions = np.tile(np.array([0, 0, 100, 25], np.float32), (5, 1))
     garment = said([0, 0, 100, 50], points, regions, presence=(2, 1, 2, 2, 2))
-    figures = landmarks.landmark_figures([(true, garment), (true, None)])
+    shown = [detection.Photograph(np.zeros((9, 9, 3), np.uint8), (true,))] * 2
+    figures = landmarks.landmark_figures(shown, [[garment], []])
     assert figures.found.value == 0.5
     assert figures.error["collar"].value == pytest.approx(0.1) and figures.error[
         "hem"
@@ -571,9 +576,28 @@ def test_landmark_figures_by_hand():
 def test_the_best_overlapping_garment_is_meant():
     true = labelled([0, 0, 100, 100])
     shown = [detection.Photograph(np.zeros((9, 9, 3), np.uint8), (true,))] * 2
-    near, far = said([0, 0, 100, 90]), said([0, 0, 20, 100])
-    pairs = landmarks.found_garments(Said([far, near], [far]), shown, true_boxes=False)
-    assert [garment for _, garment in pairs] == [near, None]
+    near, far = said([0, 0, 100, 90], true.landmarks), said([0, 0, 20, 100])
+    seen = landmarks.seen_garments(Said([far, near], [far]), shown, true_boxes=False)
+    figures = landmarks.landmark_figures(shown, seen)
+    assert (figures.found.value, figures.error["overall"].value) == (0.5, 0)
+    # By OKS one of the first picture's two is the garment: half the recall, with half the precision.
+    assert figures.ap.value == pytest.approx(51 / 101 / 2)
+
+
+def test_keypoint_similarity_by_hand():
+    true = labelled([0, 0, 100, 50])
+    true.landmarks[5:, 2] = 0
+    points = true.landmarks.copy()
+    assert landmarks.keypoint_similarity(true, points) == 1
+    points[5:] = -1000  # not labelled: does not count
+    points[2, 0] += 10
+    # Points of a short-sleeved top's neckline: the lowest middle is DeepFashion2's fourth landmark.
+    sigma = deepfashion2_sigmas()[3]
+    assert landmarks.keypoint_similarity(true, points) == pytest.approx(
+        (4 + math.exp(-100 / (2 * 5000 * (2 * sigma) ** 2))) / 5, abs=1e-5
+    )
+    true.landmarks[:, 2] = 0
+    assert landmarks.keypoint_similarity(true, points) == 0
 
 
 # --- baselines
