@@ -1,5 +1,5 @@
-"""All tables of `psnet eval`, as Markdown: parts that were measured are read, those that are missing are
-measured.
+"""All tables of `psnet eval`, as Markdown: parts that were measured with these settings, models and data are
+read, the others are measured.
 
     python benchmarks/results.py --config conf/evaluate.yaml [--set KEY=VALUE ...] [--out RESULTS.md]
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from psnet.config import load_config
 from psnet.evaluation.__main__ import measure
+from psnet.evaluation.session import Session
 from psnet.evaluation.settings import EvaluationSettings
 from psnet.evaluation.tables import Table, read_tables
 
@@ -32,21 +33,24 @@ ours for orientation and are not to be compared digit by digit.
 """
 
 
-def tables_of(part: str, settings: EvaluationSettings, measure_again: bool) -> list[Table]:
-    """One part's tables, measured when they are not there."""
+def tables_of(part: str, settings: EvaluationSettings, fingerprint: str) -> list[Table]:
+    """One part's tables, measured when they are not there or were measured on something else."""
     path = Path(settings.out) / f"{part}.json"
-    if path.is_file() and not measure_again:
-        return read_tables(path)
+    if path.is_file():
+        tables, measured_on = read_tables(path)
+        if measured_on == fingerprint:
+            return tables
     print(f"measuring {part}", file=sys.stderr, flush=True)
     return measure(part, settings)
 
 
-def document(settings: EvaluationSettings, parts: Sequence[str], measure_again: bool) -> str:
+def document(settings: EvaluationSettings, parts: Sequence[str]) -> str:
     """The whole page."""
     sections = [INTRODUCTION]
+    fingerprint = Session(settings).fingerprint
     for part in parts:
         sections.append(f"## {HEADINGS[part]}\n")
-        sections += [table.markdown() + "\n" for table in tables_of(part, settings, measure_again)]
+        sections += [table.markdown() + "\n" for table in tables_of(part, settings, fingerprint)]
     return "\n".join(sections)
 
 
@@ -57,13 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--parts", nargs="+", choices=tuple(HEADINGS), default=tuple(HEADINGS))
-    parser.add_argument("--again", action="store_true", help="measure even what was measured")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     arguments = parser.parse_args(argv)
     try:
         layers = [arguments.config] if arguments.config else []
         settings = load_config(EvaluationSettings, *layers, overrides=arguments.overrides)
-        text = document(settings, arguments.parts, arguments.again)
+        text = document(settings, arguments.parts)
     except (ValueError, FileNotFoundError) as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from psnet.config import ConfigError, load_config
 from psnet.evaluation import detection, landmarks, paper, pictures, plagiarism, retrieval
@@ -267,8 +266,7 @@ def measure(part: str, settings: EvaluationSettings) -> list[Table]:
     """
     session = Session(settings)
     tables = PARTS[part](session)
-    more: dict[str, Any] = {"limit": settings.limit, "precision": settings.precision}
-    write_tables(Path(settings.out) / f"{part}.json", tables, **more)
+    write_tables(Path(settings.out) / f"{part}.json", tables, session.fingerprint)
     return tables
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -30,21 +29,16 @@ class GarmentTable:
     """n garments in the order of their items.
 
     ``item`` (n,) int32 row of the benchmark's items; ``group`` (n,) int8 row of ``psnet.regions.GROUPS``;
-    ``score`` (n,); ``box`` (n, 4) and ``region_boxes`` (n, 5, 4) px; ``landmarks`` (n, 11, 3); ``presence``
-    (n, 5) uint8; ``features``, ``mirrored`` (n, 5, d) float16, as a catalogue's garments are stored;
-    ``seconds`` () for all pictures, decoding included.
+    ``region_boxes`` (n, 5, 4) px; ``presence`` (n, 5) uint8; ``features``, ``mirrored`` (n, 5, d) float16, as
+    a catalogue's garments are stored.
     """
 
     item: np.ndarray
     group: np.ndarray
-    score: np.ndarray
-    box: np.ndarray
     region_boxes: np.ndarray
-    landmarks: np.ndarray
     presence: np.ndarray
     features: np.ndarray
     mirrored: np.ndarray
-    seconds: np.ndarray
 
     def __len__(self) -> int:
         return len(self.item)
@@ -71,7 +65,6 @@ def gather(
     """
     if true_boxes and not benchmark.boxes:
         raise ValueError(f"{benchmark.name}: has no boxes.jsonl, true boxes cannot be used")
-    started = time.monotonic()
     rows: list[tuple[int, Garment]] = []
     for start in range(0, len(benchmark.items), _PICTURES):
         chunk = benchmark.items[start : start + _PICTURES]
@@ -92,7 +85,7 @@ def gather(
         rows += [(start + i, garment) for i in range(len(chunk)) for garment in garments[i]]
         if progress:
             progress(start + len(chunk), len(benchmark.items))
-    return _table(rows, predictor, time.monotonic() - started)
+    return _table(rows, predictor)
 
 
 def cached(path: Path, make: Callable[[], GarmentTable]) -> GarmentTable:
@@ -110,7 +103,7 @@ def cached(path: Path, make: Callable[[], GarmentTable]) -> GarmentTable:
     return table
 
 
-def _table(rows: list[tuple[int, Garment]], predictor: Predictor, seconds: float) -> GarmentTable:
+def _table(rows: list[tuple[int, Garment]], predictor: Predictor) -> GarmentTable:
     dim = predictor.model.config.feature_dim
     garments = [garment for _, garment in rows]
     presence = _stack([g.presence for g in garments], (NUM_REGIONS,), np.uint8)
@@ -119,14 +112,10 @@ def _table(rows: list[tuple[int, Garment]], predictor: Predictor, seconds: float
     return GarmentTable(
         item=np.array([row for row, _ in rows], np.int32),
         group=group_rows([g.group for g in garments]).astype(np.int8),
-        score=np.array([g.score for g in garments], np.float32),
-        box=_stack([g.box for g in garments], (4,), np.float32),
         region_boxes=_stack([g.region_boxes for g in garments], (NUM_REGIONS, 4), np.float32),
-        landmarks=_stack([g.landmarks for g in garments], (11, 3), np.float32),
         presence=presence,
         features=_stack([g.features for g in garments], (NUM_REGIONS, dim), np.float16),
         mirrored=_stack([g.mirrored_features for g in garments], (NUM_REGIONS, dim), np.float16),
-        seconds=np.array(seconds),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from psnet.config import digest
 from psnet.data.labels import read_any_labels
 from psnet.evaluation import garments, retrieval
 from psnet.evaluation.baselines import BASELINES
@@ -89,7 +91,24 @@ class Session:
         return [read_picture(picture) for picture in chosen[:wanted]]
 
     @property
+    def fingerprint(self) -> str:
+        """Names the settings and the content of models, benchmarks and label files: figures with another one
+        are other figures."""
+        content = hashlib.sha256(digest(self.settings, results_only=True).encode())
+        for variant in self.variants.values():
+            for folder in variant.folders:
+                content.update(self._tags(folder).encode())
+                content.update(self._calibrations(folder).to_json().encode())
+        for path in self.settings.benchmarks.values():
+            content.update(read_benchmark(Path(path)).digest.encode())
+        for path in self.settings.labels.values():
+            file = Path(path) / "labels.jsonl" if Path(path).is_dir() else Path(path)
+            content.update(file.read_bytes() if file.is_file() else path.encode())
+        return content.hexdigest()[:12]
+
+    @property
     def main(self) -> Variant:
+        """The variant that the tables about one method are about."""
         return self.variants[self.settings.main]
 
     def title(self, name: str) -> str:

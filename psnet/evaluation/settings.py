@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from psnet.config import ConfigError, load_config
+from psnet.config import ConfigError, bounded, load_config
 from psnet.evaluation.baselines import BASELINES
 from psnet.evaluation.paper import RETRIEVAL
 
@@ -61,9 +61,9 @@ class EvaluationSettings:
     variants: dict[str, dict[str, Any]] = field(default_factory=lambda: {"psnet": {"verdicts": True}})
     main: str = "psnet"
     baselines: tuple[str, ...] = ("phash", "sift")
-    pictures: dict[str, str] = field(default_factory=dict)
-    out: str = "evaluation"
-    device: str = "auto"
+    pictures: dict[str, str] = field(default_factory=dict, metadata={"result": False})
+    out: str = bounded("evaluation", result=False)
+    device: str = bounded("auto", result=False)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     min_score: float = 0.5
     limit: int | None = None

@@ -66,21 +66,26 @@ class Table:
         return "\n".join([f"{'#' * level} {self.title}", "", *note, *lines])
 
 
-def write_tables(path: Path, tables: Sequence[Table], **more: Any) -> None:
-    """JSON of the tables and of ``more``; the file is either whole or not there."""
+def write_tables(path: Path, tables: Sequence[Table], fingerprint: str) -> None:
+    """JSON of the tables and of what they were measured on; the file is either whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    content = {"tables": [table.to_json() for table in tables], **more}
+    content = {"fingerprint": fingerprint, "tables": [table.to_json() for table in tables]}
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
-def read_tables(path: Path) -> list[Table]:
-    """What ``write_tables`` wrote. Raises ValueError when the file is no such JSON."""
+def read_tables(path: Path) -> tuple[list[Table], str]:
+    """The tables that ``write_tables`` wrote, and their fingerprint.
+
+    Raises:
+        ValueError: the file is no such JSON.
+    """
     try:
-        return [Table.from_json(table) for table in json.loads(path.read_text(encoding="utf-8"))["tables"]]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [Table.from_json(table) for table in content["tables"]], content["fingerprint"]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no tables of `psnet eval` ({error})") from None
+        raise ValueError(f"{path}: no tables of `psnet eval` ({error!r})") from None
 
 
 def _plain(cell: Cell) -> Any:

@@ -17,6 +17,7 @@ from psnet.evaluation import pictures
 from psnet.evaluation.__main__ import PARTS, main, measure
 from psnet.evaluation.benchmark import read_benchmark
 from psnet.evaluation.garments import gather
+from psnet.evaluation.session import Session
 from psnet.evaluation.settings import EvaluationSettings
 from psnet.evaluation.tables import Table, read_tables
 from psnet.model import PSNet, PSNetConfig
@@ -75,7 +76,8 @@ def measured(data, tmp_path_factory) -> tuple[EvaluationSettings, dict[str, dict
 def test_every_part_leaves_its_tables(measured):
     chosen, parts = measured
     for part, tables in parts.items():
-        assert [t.title for t in read_tables(Path(chosen.out) / f"{part}.json")] == list(tables)
+        kept, _ = read_tables(Path(chosen.out) / f"{part}.json")
+        assert [t.title for t in kept] == list(tables)
     (table,) = parts["detection"].values()
     assert table.rows[0][:2] == ("labelled", 3) and table.rows[0][7] == 1
     chain = parts["landmarks"]["Landmarks, normalised error: labelled"]
@@ -181,13 +183,30 @@ def test_the_results_page(measured, tmp_path):
     assert "## Verdicts and leakage" in page and "paper: mAP" in page
 
 
+def test_the_fingerprint_follows_what_is_measured(data, tmp_path):
+    def of(**more) -> str:
+        return Session(settings(data, tmp_path, **more)).fingerprint
+
+    first = of()
+    assert of(device="cpu", pictures={"drawn": "there"}) == first != of(limit=1)
+    description = data / "crop" / "model.json"
+    before = description.read_text()
+    calibrated = {
+        **json.loads(before),
+        "calibration": {"kept_threshold": [0.5] * 5, "suspect_threshold": 0.9},
+    }
+    description.write_text(json.dumps(calibrated))
+    assert of() != first
+    description.write_text(before)
+    assert of() == first
+
+
 def test_the_command_prints_its_tables(data, tmp_path, capsys):
     config = tmp_path / "evaluate.json"
     config.write_text(json.dumps(dataclasses.asdict(settings(data, tmp_path / "out"))))
     assert main(["retrieval", "--config", str(config), "--set", "limit=1"]) == 0
     out = capsys.readouterr().out
     assert "10 photographs, 1 queries" in out and "paper: Top-20" in out
-    assert json.loads((tmp_path / "out" / "retrieval.json").read_text())["limit"] == 1
 
 
 def test_mistakes_are_one_line(data, tmp_path, capsys):
