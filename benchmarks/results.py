@@ -24,6 +24,16 @@ HEADINGS = {
     "retrieval": "Retrieval: by group and kind of copy",
     "plagiarism": "Verdicts and leakage",
 }
+# Files of `psnet eval pictures`.
+CAPTIONS = {
+    "landmarks": "Landmarks and regions: dots are visible landmarks, rings hidden ones.",
+    "attention": "Where the attention of the branch with ROI pooling looks.",
+    "region_weights": "The region weights λ per group, each group's summing to 1; the line is λ = 1.",
+    "precision_recall": "Precision over recall of pairs, over all thresholds on the score.",
+    "retrieval": "Originals and their best ten partners: green plagiarised copies, grey other items of the "
+    "same design, red other designs.",
+}
+
 INTRODUCTION = """# Results
 
 Written by `benchmarks/results.py` from what `psnet eval` measured. Every figure stands on the data that its
@@ -44,13 +54,17 @@ def tables_of(part: str, settings: EvaluationSettings, fingerprint: str) -> list
     return measure(part, settings)
 
 
-def document(settings: EvaluationSettings, parts: Sequence[str]) -> str:
-    """The whole page."""
+def document(settings: EvaluationSettings, parts: Sequence[str], pictures: Path) -> str:
+    """The whole page; ``pictures``: the folder beside it."""
     sections = [INTRODUCTION]
     fingerprint = Session(settings).fingerprint
     for part in parts:
         sections.append(f"## {HEADINGS[part]}\n")
         sections += [table.markdown() + "\n" for table in tables_of(part, settings, fingerprint)]
+    drawn = [name for name in CAPTIONS if (pictures / f"{name}.jpg").is_file()]
+    if drawn:
+        sections.append("## Pictures\n\nOf rendered photographs, drawn by `psnet eval pictures`.\n")
+    sections += [f"![{CAPTIONS[name]}]({pictures.name}/{name}.jpg)\n\n{CAPTIONS[name]}\n" for name in drawn]
     return "\n".join(sections)
 
 
@@ -66,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         layers = [arguments.config] if arguments.config else []
         settings = load_config(EvaluationSettings, *layers, overrides=arguments.overrides)
-        text = document(settings, arguments.parts)
+        text = document(settings, arguments.parts, arguments.out.with_name("pictures"))
     except (ValueError, FileNotFoundError) as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 2

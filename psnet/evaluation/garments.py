@@ -89,9 +89,9 @@ def gather(
 
 
 def cached(path: Path, make: Callable[[], GarmentTable]) -> GarmentTable:
-    """The table in the npz file ``path``, made and written when it is not there."""
+    """The table in the npz file that ``path`` is the beginning of, made and written when it is not there."""
     names = [field.name for field in fields(GarmentTable)]
-    path = path.with_name(f"{path.stem}-v{_FORMAT}.npz")
+    path = path.with_name(f"{path.name}-v{_FORMAT}.npz")
     if path.is_file():
         with np.load(path, allow_pickle=False) as arrays:
             return GarmentTable(**{name: arrays[name] for name in names})

@@ -175,7 +175,7 @@ class Session:
             lambda: garments.gather(
                 self._load(weights, settings.min_score),
                 one,
-                true_boxes=boxes == "true",
+                true_boxes=boxes == "labelled",
                 progress=_progress(one.name),
             ),
         )

@@ -26,7 +26,7 @@ class Variant:
     weights: str | tuple[str, ...] | None = None
     scoring: Literal["shipped", "best_regions", "weighted"] = "shipped"
     region_weights: Literal["shipped", "ones", "manual"] = "shipped"
-    boxes: Literal["predicted", "true"] = "predicted"
+    boxes: Literal["predicted", "labelled"] = "predicted"
     normalised: bool = False
     title: str = ""
     paper: str | None = None

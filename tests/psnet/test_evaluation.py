@@ -682,7 +682,7 @@ def test_the_shipped_configuration_is_sound():
     file = Path(__file__).parents[2] / "conf" / "evaluate.yaml"
     settings = load_config(EvaluationSettings, file)
     variants = read_variants(settings)
-    assert variants["manual"].region_weights == "manual" and variants["true_boxes"].boxes == "true"
+    assert variants["manual"].region_weights == "manual" and variants["true_boxes"].boxes == "labelled"
     defaults = EvaluationSettings()
     for field in dataclasses.fields(settings):
         if field.name != "variants":

@@ -46,7 +46,7 @@ def data(tmp_path_factory) -> Path:
 def settings(data: Path, out: Path, **more) -> EvaluationSettings:
     variants = {
         "psnet": {"weights": str(data / "crop"), "paper": "psnet"},
-        "true": {"weights": str(data / "crop"), "boxes": "true", "verdicts": True},
+        "true": {"weights": str(data / "crop"), "boxes": "labelled", "verdicts": True},
         "roi": {"weights": str(data / "roi"), "scoring": "weighted", "region_weights": "manual"},
         "pcb": {"weights": str(data / "pcb"), "scoring": "weighted", "paper": "pcb"},
         "both": {"weights": [str(data / "crop"), str(data / "roi")], "title": "ensemble"},
@@ -122,6 +122,15 @@ def test_made_again_the_tables_need_no_network(measured, monkeypatch):
         }
 
 
+def test_features_of_other_settings_are_other_files(data, tmp_path):
+    counts = []
+    for least in (0.0, 0.5, 0.99):
+        session = Session(settings(data, tmp_path, min_score=least, limit=1))
+        (one,) = session.benchmarks.values()
+        counts.append(len(session.table(one, session.main)))
+    assert counts[0] > counts[2] and len(list(tmp_path.glob("features/*.npz"))) == 3
+
+
 def test_true_boxes_are_used_as_they_stand(data):
     one = read_benchmark(data / "bench")
     predictor = Predictor.load(data / "crop", "cpu", min_score=0.0)
@@ -173,6 +182,8 @@ def test_the_results_page(measured, tmp_path):
     chosen, _ = measured
     config = tmp_path / "evaluate.json"
     config.write_text(json.dumps(dataclasses.asdict(chosen)))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "retrieval.jpg").write_bytes(b"")
     command = [sys.executable, "-m", "benchmarks.results", "--config", str(config)]
     command += ["--out", str(tmp_path / "RESULTS.md")]
     root = Path(__file__).parents[2]
@@ -181,6 +192,7 @@ def test_the_results_page(measured, tmp_path):
     assert "measuring" not in done.stderr
     page = (tmp_path / "RESULTS.md").read_text()
     assert "## Verdicts and leakage" in page and "paper: mAP" in page
+    assert "](pictures/retrieval.jpg)" in page and "attention.jpg" not in page
 
 
 def test_the_fingerprint_follows_what_is_measured(data, tmp_path):
