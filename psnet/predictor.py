@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.model import PSNet
@@ -49,10 +48,15 @@ class Garment:
 # What the detector is asked for: it proposes, the landmark branch decides.
 PROPOSAL_SCORE = 0.2
 PROPOSALS = 6
-# A garment whose box overlaps its proposal less was seen in a frame made for something else.
-SECOND_LOOK = 0.9
-# Two boxes that overlap more are one garment.
+# A garment whose box overlaps its proposal less was seen in a frame made for something else; how often a
+# frame is put right.
+LOOK_AGAIN = 0.9
+LOOKS = 3
+# A product photograph shows its garment large: below this share of the picture it may be a part of one.
+SMALL_PART = 0.3
+# Two boxes that overlap more are one garment, and so are a box and a greater one that holds that much of it.
 SAME_GARMENT = 0.5
+PART_OF_GARMENT = 0.85
 # Of a box, as a share of its crop's.
 _LEAST_SIDE = 0.01
 
@@ -244,23 +248,36 @@ class Predictor:
         return found
 
     def _look(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> list[_Placed]:
-        """The landmark branch's word on all proposals, and a second look where the first saw a wrong frame:
-        at garments whose own box lies off the proposal's, and at whole pictures in which none was found."""
-        placed = self._place_all(pictures, proposals)
-        first: list[_Placed] = []
-        again: list[_Proposal] = []
-        for one, proposal in zip(placed, proposals, strict=True):
-            if one.score >= self.min_score and _overlap(one.box, proposal.box) < SECOND_LOOK:
-                again.append(_Proposal(one.image, one.box))
-            else:
-                first.append(one)
-        found = {one.image for one in placed if one.score >= self.min_score}
-        again += [
+        """The landmark branch's word on all proposals, looking again where a frame was made for something
+        else: at garments whose own box lies off the proposal's, and at whole pictures of which what was found
+        is a small part."""
+        settled: list[_Placed] = []
+        for look in range(LOOKS):
+            again: list[_Proposal] = []
+            placed = self._place_all(pictures, proposals)
+            for one, proposal in zip(placed, proposals, strict=True):
+                off = one.score >= self.min_score and _overlap(one.box, proposal.box) < LOOK_AGAIN
+                if off and look + 1 < LOOKS:
+                    again.append(_Proposal(one.image, one.box))
+                else:
+                    settled.append(one)
+            if look == 0:
+                again += self._whole_pictures(pictures, placed)
+            proposals = again
+        return settled
+
+    def _whole_pictures(self, pictures: Sequence[Image.Image], placed: Sequence[_Placed]) -> list[_Proposal]:
+        covered = np.zeros(len(pictures))
+        for one in placed:
+            if one.score >= self.min_score:
+                area = float((one.box[2:] - one.box[:2]).prod())
+                share = area / (pictures[one.image].width * pictures[one.image].height)
+                covered[one.image] = max(covered[one.image], share)
+        return [
             _Proposal(i, np.array([0, 0, picture.width, picture.height], np.float32))
             for i, picture in enumerate(pictures)
-            if i not in found
+            if covered[i] < SMALL_PART
         ]
-        return first + self._place_all(pictures, again)
 
     def _place_all(self, pictures: Sequence[Image.Image], proposals: Sequence[_Proposal]) -> list[_Placed]:
         placed: list[_Placed] = []
@@ -308,19 +325,18 @@ class Predictor:
 
     def _decide(self, placed: Sequence[_Placed]) -> list[_Placed]:
         """The garments among the proposals: sure enough, each one once, at most ``max_garments`` a picture,
-        surest first."""
-        sure = [one for one in placed if one.score >= self.min_score]
-        if not sure:
-            return []
-        boxes = torch.from_numpy(np.stack([one.box for one in sure]))
-        scores = torch.tensor([one.score for one in sure])
-        images = torch.tensor([one.image for one in sure])
+        surest first. A part of a garment gives way to the whole."""
         kept: dict[int, list[_Placed]] = {}
-        for index in batched_nms(boxes, scores, images, SAME_GARMENT).tolist():  # best score first
-            of_picture = kept.setdefault(sure[index].image, [])
-            if len(of_picture) < self.max_garments:
-                of_picture.append(sure[index])
-        return [one for image in sorted(kept) for one in kept[image]]
+        for one in sorted(placed, key=lambda one: -one.score):
+            if one.score < self.min_score:
+                continue
+            of_picture = kept.setdefault(one.image, [])
+            same = [k for k, other in enumerate(of_picture) if _same_garment(one.box, other.box)]
+            if not same:
+                of_picture.append(one)
+            elif len(same) == 1 and _is_part(of_picture[same[0]].box, one.box):
+                of_picture[same[0]] = one
+        return [one for image in sorted(kept) for one in kept[image][: self.max_garments]]
 
     def _describe(self, pictures: Sequence[Image.Image], placed: Sequence[_Placed]) -> Iterator[Garment]:
         features, mirrored = self._features(pictures, placed)
@@ -374,6 +390,21 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
     inner = float(sides.prod())
     return inner / max(float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - inner, 1e-6)
+
+
+def _share_inside(a: np.ndarray, b: np.ndarray) -> float:
+    """How much of box a (4,) lies in box b."""
+    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
+    return float(sides.prod()) / max(float((a[2:] - a[:2]).prod()), 1e-6)
+
+
+def _is_part(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether box a (4,) shows a part of what the greater box b shows."""
+    return _share_inside(a, b) > PART_OF_GARMENT and _share_inside(b, a) < SAME_GARMENT
+
+
+def _same_garment(a: np.ndarray, b: np.ndarray) -> bool:
+    return _overlap(a, b) > SAME_GARMENT or _is_part(a, b) or _is_part(b, a)
 
 
 def _proper(boxes: np.ndarray) -> np.ndarray:

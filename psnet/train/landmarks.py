@@ -172,7 +172,7 @@ def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
         "visibility": 0.3 * visibility,
         "presence": 0.5 * presence,
         "garment": 0.5 * F.binary_cross_entropy_with_logits(out.garment.float(), garment.float()),
-        "category": 0.3 * F.cross_entropy(out.category.float(), batch["category"], label_smoothing=0.05),
+        "category": F.cross_entropy(out.category.float(), batch["category"], label_smoothing=0.05),
         "box_l1": 8 * l1,
         "box_giou": giou,
     }
