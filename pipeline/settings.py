@@ -78,6 +78,7 @@ class MatchSettings:
     scoring: Literal["best_regions", "weighted"] = "best_regions"
     mirrored: bool = True
     region_weights: dict[str, FiveNumbers] | None = bounded(None, 0.0)
+    rank_by: Literal["normalised_score", "score"] = "normalised_score"
     best_k: int = bounded(20, 1)
     min_score: float | None = bounded(None, -1.0, 1.0)
     max_pairs_per_item: int = bounded(200, 1)
