@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,6 +143,9 @@ def load_settings(
 ) -> Settings:
     """The defaults, then a configuration file, then "section.key=value" overrides.
 
+    Relative paths mean the working directory and come back absolute: they are stored with a run, which is
+    continued from other directories.
+
     Args:
         config: YAML file.
         overrides: see ``psnet.config.load_config``.
@@ -161,4 +164,12 @@ def load_settings(
         raise UserError(
             f"match.region_weights: unknown group {', '.join(sorted(unknown))}; known: {', '.join(GROUPS)}"
         )
-    return settings
+    return replace(
+        settings,
+        extract=replace(settings.extract, weights=_absolute(settings.extract.weights)),
+        judge=replace(settings.judge, dismissed=_absolute(settings.judge.dismissed)),
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return os.path.abspath(path) if path else path
