@@ -69,8 +69,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pairs of a query are kept: its ``best_k``, and all others whose score reaches ``threshold`` and
-    whose normalised score reaches ``normalised_threshold``, at most ``limit`` together."""
+    """Which pairs of a query are kept: its ``best_k``, and of the others those whose score reaches
+    ``threshold`` and whose normalised score reaches ``normalised_threshold``, the best first, until there are
+    ``limit`` (at least ``best_k``) together."""
 
     best_k: int
     threshold: float
@@ -84,8 +85,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Floors:
-    """Per query its ``best_k``-th and its ``limit``-th best normalised score known from other blocks, (m,)
-    float32, -inf where fewer are known. Pairs below are of no use."""
+    """What is known from other blocks, per query, (m,) float32, -inf where fewer are known. Pairs below are
+    of no use.
+
+    ``best_k``: its ``best_k``-th best normalised score; ``limit``: its ``limit``-th best of the pairs that
+    reach the thresholds. Others may yet turn out not to be kept.
+    """
 
     best_k: np.ndarray
     limit: np.ndarray
@@ -239,15 +244,16 @@ def select(
         own = (own_q >= first) & (own_q < last)
         best[own_q[own] - first, own_x[own]] = -np.inf
         best_k = np.maximum(_kth_best(best, wanted.best_k), floors.best_k[first:last]) - slack
-        limit = np.maximum(_kth_best(best, wanted.limit), floors.limit[first:last]) - slack
         cut = np.minimum(best_k, np.float32(wanted.normalised_threshold) - slack)
         query, match = np.nonzero((best >= cut[:, None]) & (best > -np.inf))
         value = best[query, match]
         pair, q, x = _garment_pairs(queries, others, first + query, match)
         q -= at.start
         possibly, surely = _reaching(value, pair, score[q, x], normalised[q, x], wanted, slack)
-        within, listed = value >= limit[query], value >= best_k[query]
-        keep = listed | (possibly & (within | ~surely))
+        known = _kth_of_each(query[surely], value[surely], wanted.limit, last - first)
+        limit = np.maximum(known, floors.limit[first:last]) - slack
+        within = value >= limit[query]
+        keep = (value >= best_k[query]) | (possibly & (within | ~surely))
         left_out += int((surely & ~keep).sum())
         chosen.append(np.stack([first + query[keep], match[keep]]))
     query, match = np.concatenate(chosen, axis=1)
@@ -294,6 +300,16 @@ def _kth_best(scores: np.ndarray, k: int) -> np.ndarray:
     if k > width or not scores.size:
         return np.full(len(scores), -np.inf, np.float32)
     return np.partition(scores, width - k, axis=1)[:, width - k]
+
+
+def _kth_of_each(query: np.ndarray, value: np.ndarray, k: int, count: int) -> np.ndarray:
+    """(count,) k-th greatest of each query's values, -inf where there are fewer."""
+    order = np.lexsort((-value, query))
+    query, value = query[order], value[order]
+    at = np.arange(len(query)) - np.searchsorted(query, query) == k - 1
+    kth = np.full(count, -np.inf, np.float32)
+    kth[query[at]] = value[at]
+    return kth
 
 
 def rescore(

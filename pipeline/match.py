@@ -320,30 +320,36 @@ def _levels(target: Path) -> np.ndarray:
 
 
 class _Known:
-    """The best normalised scores of every picture so far, so that later blocks need not write what cannot
-    win."""
+    """What earlier blocks have found for every picture, so that later ones need not write what cannot win."""
 
     def __init__(self, pictures: int, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._best = np.full((pictures, max(wanted.limit, wanted.best_k)), -np.inf, np.float32)
+        self._best = np.full((pictures, wanted.best_k), -np.inf, np.float32)
+        self._reached = np.full((pictures, wanted.limit), -np.inf, np.float32)
 
     def floors(self, pictures: np.ndarray) -> Floors:
-        best = self._best[pictures]
-        return Floors(best[:, -self._wanted.best_k].copy(), best[:, -self._wanted.limit].copy())
+        return Floors(self._best[pictures, 0], self._reached[pictures, 0])
 
-    def add(self, query: np.ndarray, normalised: np.ndarray) -> None:
-        """Take in a block's pairs: of each picture the best ``width`` values stay, ascending."""
-        width = self._best.shape[1]
-        order = np.lexsort((-normalised, query))
-        query, normalised = query[order], normalised[order]
-        pictures, first, count = np.unique(query, return_index=True, return_counts=True)
-        place = np.arange(len(query)) - np.repeat(first, count)
-        fits = place < width
-        fresh = np.full((len(pictures), int(min(count.max(initial=0), width))), -np.inf, np.float32)
-        fresh[np.repeat(np.arange(len(pictures)), count)[fits], place[fits]] = normalised[fits]
-        merged = np.concatenate([self._best[pictures], fresh], axis=1)
-        merged.sort(axis=1)
-        self._best[pictures] = merged[:, -width:]
+    def add(self, query: np.ndarray, score: np.ndarray, normalised: np.ndarray) -> None:
+        """Take in a block's pairs."""
+        reached = self._wanted.reached(score, normalised)
+        _keep_best(self._best, query, normalised)
+        _keep_best(self._reached, query[reached], normalised[reached])
+
+
+def _keep_best(best: np.ndarray, query: np.ndarray, value: np.ndarray) -> None:
+    """Merge values into the greatest so far: rows of ``best`` (queries, width), ascending."""
+    width = best.shape[1]
+    order = np.lexsort((-value, query))
+    query, value = query[order], value[order]
+    queries, first, count = np.unique(query, return_index=True, return_counts=True)
+    place = np.arange(len(query)) - np.repeat(first, count)
+    fits = place < width
+    fresh = np.full((len(queries), int(min(count.max(initial=0), width))), -np.inf, np.float32)
+    fresh[np.repeat(np.arange(len(queries)), count)[fits], place[fits]] = value[fits]
+    merged = np.concatenate([best[queries], fresh], axis=1)
+    merged.sort(axis=1)
+    best[queries] = merged[:, -width:]
 
 
 class Search:
@@ -422,7 +428,7 @@ class Search:
         missing = []
         for block in self.blocks:
             if self.path(*block).exists():
-                self._read_normalised(block, known)
+                self._read_block(block, known)
             else:
                 missing.append(block)
         with track(len(missing), "match", "blocks") as progress:
@@ -476,9 +482,10 @@ class Search:
         backward = known.floors(columns) if self.sides.symmetric and i != j else None
         return self.job, rows, columns, known.floors(rows), backward, self.path(i, j).resolve()
 
-    def _read_normalised(self, block: tuple[int, int], known: _Known) -> None:
-        table = pq.read_table(self.path(*block), columns=["query", "normalised"])
-        known.add(table["query"].to_numpy(), table["normalised"].to_numpy())
+    def _read_block(self, block: tuple[int, int], known: _Known) -> None:
+        names = ["query", "score", "normalised"]
+        table = pq.read_table(self.path(*block), columns=names)
+        known.add(*(table[name].to_numpy() for name in names))
 
     def _ask_index(
         self, run: RunDirectory, missing: list[tuple[int, int]], advance: Callable[[], None]
@@ -543,7 +550,7 @@ class Search:
                 done, _ = ray.wait(list(running), num_returns=1)
                 block = running.pop(done[0])
                 ray.get(done[0])
-                self._read_normalised(block, known)
+                self._read_block(block, known)
                 advance()
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
@@ -720,7 +727,10 @@ def _best_of_each(
     first = np.flatnonzero(np.diff(query, prepend=-1))
     rank = np.arange(len(query)) - np.repeat(first, np.diff(first, append=len(query)))
     reached = wanted.reached(score, normalised)
-    kept = (rank < wanted.best_k) | (reached & (rank < wanted.limit))
+    # Between pairs that reach the thresholds some may stand that do not; they take no place.
+    listed = (rank < wanted.best_k) | reached
+    before = np.cumsum(listed) - listed
+    kept = listed & (before - before[first].repeat(np.diff(first, append=len(query))) < wanted.limit)
     return np.flatnonzero(kept), int((reached & ~kept).sum())
 
 

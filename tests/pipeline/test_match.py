@@ -163,7 +163,7 @@ def loop_pairs(
         ranked.sort(key=lambda p: (-round(p[at], 9), -round(p[2], 9), p[0]))
         for rank, p in enumerate(ranked):
             reached = p[2] >= threshold and (by == "score" or p[1] >= normalised_threshold)
-            if rank < k or (reached and rank < limit):
+            if (rank < k or reached) and len(kept[a["item_id"]]) < limit:
                 kept[a["item_id"]].append(p)
             elif reached:
                 left_out += 1
@@ -233,7 +233,7 @@ def test_blocks_find_what_a_double_loop_in_float64_finds(
     match(run, settings_for(*overrides, "match.min_score=0.75", "match.max_pairs_per_item=30"))
 
     loops = Loops(source, scoring, table, sample_of(source, items, 50))
-    assert min(loops.level) < 0.5 and max(loops.level) > 0.95
+    assert max(loops.level) - min(loops.level) > 0.5 and (pictures < 300 or max(loops.level) > 0.95)
     expected, left_out = loop_pairs(loops, items, items, by, 0.75, 0.0, 20, 30)
     assert_equal_to_loops(pq.read_table(run.pairs_path), expected, by)
     assert left_out > 100
@@ -500,7 +500,9 @@ def sweep_run(path: Path, source: Catalogue, items, originals, settings: Setting
 
 
 def test_a_sweep_compares_originals_with_the_others_only(tmp_path, settings_for, ray_local):
-    source, items = catalogue(200, seed=6), shared_items(200)
+    # One garment a picture: with the levels of a sweep, which come from the others only, another one might
+    # stand for its picture.
+    source, items = catalogue(200, seed=6, several=0), shared_items(200)
     originals = items[:30] + items[-2:]
     names = {item["item_id"] for item in originals}
     settings = settings_for("match.block_size=50", "match.best_k=300", "match.max_pairs_per_item=300")
