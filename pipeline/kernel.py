@@ -225,6 +225,7 @@ def select(
     slack / 2, if slack is MARGIN over the least room of any pair of the two blocks. The greatest of several
     garments' values, and the k-th greatest of a query's, move no further than their members do. So what lies
     slack below a cut that was made of such values, or of exact ones, lies below the exact cut.
+    Only pairs that surely reach the thresholds make the limit's cut: others may not be listed at all.
 
     The count is exact as well: a pair beyond the limit of which rounding hides whether it reaches the
     thresholds is handed on, and counted once it is compared.

@@ -387,7 +387,7 @@ def test_killed_worker_and_driver_cost_nothing_that_is_finished(tmp_path, settin
     assert results(run)[1].equals(results(whole)[1])
 
 
-def wait_for(condition, driver: subprocess.Popen[bytes] | None = None, seconds: float = 60) -> None:
+def wait_for(condition, driver: subprocess.Popen[bytes] | None = None, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if driver is not None and driver.poll() is not None:
