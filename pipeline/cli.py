@@ -286,7 +286,20 @@ def demo(
     print(f"Suspects that are copies indeed: {found.right} of {found.suspects}")
 
 
-@app.command(name="eval")
+eval_app = typer.Typer(
+    help="""Measure the models on benchmarks whose truth is known, or a finished run.
+
+    \b
+    psnet eval retrieval --config conf/evaluate.yaml --set benchmarks.dev=bench-dev
+    psnet eval run runs/bench bench/truth.csv
+    """,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(eval_app, name="eval")
+
+
+@eval_app.command(name="run")
 def evaluate(
     run: RunArgument,
     truth: Annotated[
@@ -296,7 +309,7 @@ def evaluate(
     """Score a run against the truth: recall@k and mAP of the pairs, precision and recall of the suspects.
 
     \b
-    psnet eval runs/bench bench/truth.csv
+    psnet eval run runs/bench bench/truth.csv
     """
     directory = _existing(run)
     from pipeline.evaluate import read_truth, retrieval, verdicts
@@ -316,9 +329,33 @@ def evaluate(
     print(f"modified-region IoU      {scored.modified_iou:.3f}")
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
+# Hand everything on to a parser of their own.
+_HANDED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _measuring(part: str, what: str) -> None:
+    """Adds `psnet eval PART`, which is python -m psnet.evaluation PART."""
+
+    def command(context: typer.Context) -> None:
+        from psnet.evaluation.__main__ import main as evaluation_main
+
+        raise typer.Exit(evaluation_main([part, *context.args]))
+
+    eval_app.command(name=part, help=what, context_settings=_HANDED_ON)(command)
+
+
+for _part, _what in (
+    ("detection", "AP and recall of the garments' boxes."),
+    ("landmarks", "Errors of landmarks and region boxes."),
+    ("retrieval", "Recall@k and mAP, by group and by kind of copy."),
+    ("plagiarism", "Verdicts, confusion by number of modified regions, leakage."),
+    ("ablation", "All variants and baselines side by side."),
+    ("pictures", "Landmarks, attention, region weights, curves and retrieval rows."),
+):
+    _measuring(_part, _what)
+
+
+@app.command(context_settings=_HANDED_ON)
 def train(context: typer.Context) -> None:
     """Train the models; `psnet train --help` lists the parts. The same as python -m psnet.train."""
     from psnet.train.__main__ import main as train_main

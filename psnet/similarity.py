@@ -251,18 +251,63 @@ def compare(
     Raises:
         KeyError: unknown scoring.
     """
-    score_of = SCORINGS[scoring]
-    cos, comparable = cosines(features_q, presence_q, features_x, presence_x)
-    score = score_of(cos, comparable, weights)
+    plain = cosines(features_q, presence_q, features_x, presence_x)
     if mirrored_x is None:
+        return _better(plain, None, weights, scoring)
+    flipped = cosines(features_q, presence_q, mirrored_x, mirrored_presence(presence_x))
+    return _better(plain, flipped, weights, scoring)
+
+
+def compare_block(
+    features_q: np.ndarray,
+    presence_q: np.ndarray,
+    features_x: np.ndarray,
+    presence_x: np.ndarray,
+    weights: np.ndarray,
+    *,
+    mirrored_x: np.ndarray | None = None,
+    scoring: str = "best_regions",
+) -> Comparison:
+    """Compare every garment of a block with every other; equal to ``compare`` of all pairs up to rounding.
+
+    Args:
+        features_q: (nq, 5, d); features_x, mirrored_x: (nx, 5, d), zero where absent or hidden;
+            presence_q: (nq, 5) uint8; presence_x: (nx, 5) uint8.
+        weights: (nq, 5) of the queries' groups.
+        scoring: a name of ``SCORINGS``.
+
+    Returns:
+        a comparison of shape (nq, nx). Memory O(10 nq nx).
+
+    Raises:
+        KeyError: unknown scoring.
+    """
+    plain = block_cosines(features_q, presence_q, features_x, presence_x)
+    if mirrored_x is None:
+        return _better(plain, None, weights[:, None], scoring)
+    flipped = block_cosines(features_q, presence_q, mirrored_x, mirrored_presence(presence_x))
+    return _better(plain, flipped, weights[:, None], scoring)
+
+
+def _better(
+    plain: tuple[np.ndarray, np.ndarray],
+    flipped: tuple[np.ndarray, np.ndarray] | None,
+    weights: np.ndarray,
+    scoring: str,
+) -> Comparison:
+    """The better of the two comparisons, each as (cos, comparable)."""
+    score_of = SCORINGS[scoring]
+    cos, comparable = plain
+    score = score_of(cos, comparable, weights)
+    if flipped is None:
         return Comparison(score, cos, comparable, np.zeros(score.shape, bool))
-    flipped, flipped_comparable = cosines(features_q, presence_q, mirrored_x, mirrored_presence(presence_x))
-    flipped_score = score_of(flipped, flipped_comparable, weights)
+    flipped_cos, flipped_comparable = flipped
+    flipped_score = score_of(flipped_cos, flipped_comparable, weights)
     mirrored = flipped_score > score + MIRROR_MARGIN
     chosen = mirrored[..., None]
     return Comparison(
         np.where(mirrored, flipped_score, score),
-        np.where(chosen, flipped, cos),
+        np.where(chosen, flipped_cos, cos),
         np.where(chosen, flipped_comparable, comparable),
         mirrored,
     )

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from psnet.config import ConfigError, as_dict, load_config
 from psnet.model import PSNet, PSNetConfig
+from psnet.verdict import Calibration
 
 SHIPPED = Path(__file__).with_name("pretrained")
 PARTS = ("detector", "landmarks", "retrieval")
@@ -60,6 +61,19 @@ def read_description(path: str | Path | None = None) -> dict[str, Any]:
             f"{file}: format {found!r}, this version reads {FORMAT}; use weights made by this version"
         )
     return description
+
+
+def read_calibration(path: str | Path | None = None) -> Calibration:
+    """The calibration of a weights folder (None: the shipped one), the default one of a folder without any.
+
+    Raises:
+        WeightsError: no weights, or a calibration that cannot be read.
+    """
+    stored = read_description(path).get("calibration")
+    try:
+        return Calibration.default() if stored is None else Calibration.from_json(json.dumps(stored))
+    except ValueError as error:
+        raise WeightsError(f"{_folder(path) / 'model.json'}: {error}") from None
 
 
 def model_tag(path: str | Path | None = None) -> str:

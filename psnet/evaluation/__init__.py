@@ -1,1 +1,2 @@
-"""Figures by the conventions of the public benchmarks."""
+"""Measuring PS-Net: detection, landmarks, retrieval, verdicts and ablations with intervals, and figures by
+the conventions of public benchmarks."""

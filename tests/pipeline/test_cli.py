@@ -123,6 +123,21 @@ def test_train_hands_its_arguments_on(capsys: pytest.CaptureFixture[str]):
     assert left.value.code == 0 and "retrieval" in capsys.readouterr().out
 
 
+def test_eval_hands_its_arguments_on(capsys: pytest.CaptureFixture[str]):
+    assert cli.run_command(["eval", "retrieval", "--set", "benchmarkz={}"]) == 2
+    assert "benchmarks" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        cli.run_command(["eval", "ablation", "--help"])
+    assert left.value.code == 0 and "plagiarism" in capsys.readouterr().out
+
+
+def test_every_part_of_the_evaluation_is_a_command():
+    from psnet.evaluation.__main__ import PARTS
+
+    text = CliRunner().invoke(cli.app, ["eval", "--help"]).output
+    assert all(re.search(rf"^  {part}\b", text, re.MULTILINE) for part in (*PARTS, "run"))
+
+
 # --- mistakes: exit code 2 and one line
 
 
@@ -140,7 +155,8 @@ def test_train_hands_its_arguments_on(capsys: pytest.CaptureFixture[str]):
         (["scan", "x.csv", "--out", "r", "--config", "nowhere.yaml"], ["nowhere.yaml", "no such"]),
         (["crawl", "nowhere.csv", "--out", "r"], ["nowhere.csv"]),
         (["extract", "nowhere"], ["nowhere", "psnet scan"]),
-        (["eval", "nowhere", "truth.csv"], ["nowhere"]),
+        (["eval", "run", "nowhere", "truth.csv"], ["nowhere"]),
+        (["eval", "runn"], ["runn", "psnet eval --help"]),
     ],
 )
 def test_mistakes_in_the_command(

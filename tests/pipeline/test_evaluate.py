@@ -1,4 +1,4 @@
-"""The figures of `psnet eval` against values worked out by hand."""
+"""The figures of `psnet eval run` against values worked out by hand."""
 
 from __future__ import annotations
 

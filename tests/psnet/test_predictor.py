@@ -78,6 +78,49 @@ def test_mirrored_features_are_those_of_the_flipped_picture(tmp_path, retrieval)
     assert garment.mirrored_features.shape == (5, config.feature_dim)
 
 
+def test_a_garment_described_in_its_own_boxes_is_the_garment_found(tiny):
+    predictor = Predictor.load(tiny, "cpu", min_score=0.0, max_garments=1)
+    images = pictures(3)
+    found = [garments[0] for garments in predictor.predict(images)]
+    boxes = np.stack([g.box for g in found])
+    regions = np.stack([g.region_boxes for g in found])
+    regions[0, 2] = np.nan
+    described = predictor.describe(images, boxes, regions)
+    for i, (one, other) in enumerate(zip(found, described, strict=True)):
+        seen = ~np.isnan(regions[i, :, 0])
+        assert (other.presence == np.where(seen, Presence.PRESENT, Presence.ABSENT)).all()
+        np.testing.assert_allclose(other.region_boxes[seen], regions[i, seen], atol=1e-2)
+        np.testing.assert_allclose(other.box, boxes[i])
+        np.testing.assert_allclose(np.linalg.norm(other.features, axis=-1), seen, atol=1e-5)
+        both = seen & (one.presence == Presence.PRESENT)
+        np.testing.assert_allclose(other.features[both], one.features[both], atol=5e-3)
+        flipped = both[list(MIRROR)]
+        np.testing.assert_allclose(
+            other.mirrored_features[flipped], one.mirrored_features[flipped], atol=5e-3
+        )
+    assert predictor.describe([], np.zeros((0, 4))) == []
+    with pytest.raises(ValueError, match="3 images need as many boxes"):
+        predictor.describe(images, boxes[:2])
+
+
+@pytest.mark.parametrize("retrieval", ["roi", "pcb", "global"])
+def test_branches_that_see_the_whole_garment_describe_too(tmp_path, retrieval):
+    torch.manual_seed(0)
+    config = dataclasses.replace(PSNetConfig.tiny(), retrieval=retrieval)
+    save_psnet(PSNet(config), tmp_path)
+    predictor = Predictor.load(tmp_path, "cpu")
+    box = np.array([[10, 10, 70, 75]], np.float32)
+    regions = np.tile(box, (1, 5, 1)).reshape(1, 5, 4)
+    regions[0, 1:3] = np.nan
+    (garment,) = predictor.describe(pictures(1), box, regions)
+    assert np.isfinite(garment.features).all() and np.isfinite(garment.region_boxes).all()
+    norms = np.linalg.norm(garment.features, axis=-1)
+    expected = [1, 0, 0, 1, 1] if retrieval == "roi" else [1] * 5
+    np.testing.assert_allclose(norms, expected, atol=1e-5)
+    (again,) = predictor.describe(pictures(1), box)
+    np.testing.assert_allclose(again.box, box[0])
+
+
 def test_saving_and_loading_keeps_the_function(tiny):
     model, again = load_psnet(tiny), load_psnet(tiny)
     x, shape = torch.rand(1, 3, 64, 64), torch.zeros(1)

@@ -1,0 +1,93 @@
+"""All tables of `psnet eval`, as Markdown: parts that were measured with these settings, models and data are
+read, the others are measured.
+
+    python benchmarks/results.py --config conf/evaluate.yaml [--set KEY=VALUE ...] [--out RESULTS.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from psnet.config import load_config
+from psnet.evaluation.__main__ import measure
+from psnet.evaluation.session import Session
+from psnet.evaluation.settings import EvaluationSettings
+from psnet.evaluation.tables import Table, read_tables
+
+HEADINGS = {
+    "detection": "Detection",
+    "landmarks": "Landmarks and regions",
+    "ablation": "Retrieval: all methods",
+    "retrieval": "Retrieval: by group and kind of copy",
+    "plagiarism": "Verdicts and leakage",
+}
+# Files of `psnet eval pictures`.
+CAPTIONS = {
+    "landmarks": "Landmarks and regions: dots are visible landmarks, rings hidden ones.",
+    "attention": "Where the attention of the branch with ROI pooling looks.",
+    "region_weights": "The region weights λ per group, each group's summing to 1; the line is λ = 1.",
+    "precision_recall": "Precision over recall of pairs, over all thresholds on the score.",
+    "retrieval": "Originals and their best ten partners: green plagiarised copies, grey other items of the "
+    "same design, red other designs.",
+}
+
+INTRODUCTION = """# Results
+
+Written by `benchmarks/results.py` from what `psnet eval` measured. Every figure stands on the data that its
+table names, with its 95 % interval in brackets. Columns that begin with "paper" are those of Lang et al.
+(CVPR 2020), measured on data that was never published or that allows no commercial use: they stand beside
+ours for orientation and are not to be compared digit by digit.
+"""
+
+
+def tables_of(part: str, settings: EvaluationSettings, fingerprint: str) -> list[Table]:
+    """One part's tables, measured when they are not there or were measured on something else."""
+    path = Path(settings.out) / f"{part}.json"
+    if path.is_file():
+        tables, measured_on = read_tables(path)
+        if measured_on == fingerprint:
+            return tables
+    print(f"measuring {part}", file=sys.stderr, flush=True)
+    return measure(part, settings)
+
+
+def document(settings: EvaluationSettings, parts: Sequence[str], pictures: Path) -> str:
+    """The whole page; ``pictures``: the folder beside it."""
+    sections = [INTRODUCTION]
+    fingerprint = Session(settings).fingerprint
+    for part in parts:
+        sections.append(f"## {HEADINGS[part]}\n")
+        sections += [table.markdown() + "\n" for table in tables_of(part, settings, fingerprint)]
+    drawn = [name for name in CAPTIONS if (pictures / f"{name}.jpg").is_file()]
+    if drawn:
+        sections.append("## Pictures\n\nOf rendered photographs, drawn by `psnet eval pictures`.\n")
+    sections += [f"![{CAPTIONS[name]}]({pictures.name}/{name}.jpg)\n\n{CAPTIONS[name]}\n" for name in drawn]
+    return "\n".join(sections)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--parts", nargs="+", choices=tuple(HEADINGS), default=tuple(HEADINGS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    arguments = parser.parse_args(argv)
+    try:
+        layers = [arguments.config] if arguments.config else []
+        settings = load_config(EvaluationSettings, *layers, overrides=arguments.overrides)
+        text = document(settings, arguments.parts, arguments.out.with_name("pictures"))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        return 2
+    arguments.out.write_text(text, encoding="utf-8")
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Verdicts against the truth: who is accused, of what, and whether an edit stays in its region.
+
+All pairs of a benchmark are compared, as a scan does it; a pair is suspected when its score and its
+normalised score reach the calibrated thresholds, its verdict is identical or plagiarised and its items have
+different sellers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from psnet.evaluation.benchmark import Benchmark, TruthPair, parts_of
+from psnet.evaluation.garments import GarmentTable
+from psnet.evaluation.intervals import NOTHING, Estimate, bootstrap_mean, bootstrap_median, wilson
+from psnet.evaluation.retrieval import copy_classes
+from psnet.evaluation.scores import (
+    ComparedPairs,
+    ScoreSettings,
+    best_garments,
+    blocks,
+    compare_garments,
+    levels,
+)
+from psnet.evaluation.tables import Cell, Table
+from psnet.regions import NUM_REGIONS, REGIONS, Presence
+from psnet.similarity import mirrored_presence, normalise
+from psnet.verdict import RELATIONS, Calibration, Verdict, judge, modified_regions
+
+ACCUSED = ("identical", "plagiarised")
+# A model that takes everything for a copy must not fill the memory with pairs.
+MAX_PAIRS = 500_000
+# What the median cosine of an untouched region may lose, and what an edited one must lose.
+UNTOUCHED_FALL, EDITED_FALL = 0.05, 0.3
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A pair that is accused; ``relation`` a name of ``psnet.verdict.RELATIONS``, ``regions`` the modified
+    ones."""
+
+    original: str
+    copy: str
+    score: float
+    relation: str
+    regions: frozenset[str]
+
+
+def settings_of(calibration: Calibration) -> ScoreSettings:
+    """How the calibration's thresholds want pairs to be scored."""
+    return ScoreSettings(calibration.scoring, calibration.weights)
+
+
+def find_suspects(table: GarmentTable, benchmark: Benchmark, calibration: Calibration) -> list[Suspect]:
+    """The accused pairs, each once, best score first; of a pair of an original and its copy the original is
+    the query, of others the item that stands first."""
+    settings = settings_of(calibration)
+    asked, found = _candidates(table, settings, calibration.suspect_threshold)
+    level = levels(table, settings)
+    comparison = compare_garments(table, asked, found, settings)
+    verdict = judge(comparison.cos, comparison.comparable, calibration.kept_threshold)
+    normal = normalise(comparison.score, (level[asked] + level[found]) / 2)
+    accused = np.isin(verdict.relation, [RELATIONS.index(name) for name in ACCUSED])
+    accused &= (comparison.score >= calibration.suspect_threshold) & (
+        normal >= calibration.normalised_threshold
+    )
+    known = {(pair.original, pair.copy) for pair in benchmark.truth}
+    best: dict[tuple[str, str], Suspect] = {}
+    for p in np.flatnonzero(accused):
+        row, other = int(table.item[asked[p]]), int(table.item[found[p]])
+        a, b = benchmark.items[row], benchmark.items[other]
+        key = (a.item_id, b.item_id)
+        if key not in known and (row > other or key[::-1] in known):
+            continue
+        if a.seller_id and a.seller_id == b.seller_id:
+            continue
+        regions = frozenset(modified_regions(verdict.states[p].tolist()))
+        one = Suspect(*key, float(comparison.score[p]), RELATIONS[verdict.relation[p]], regions)
+        if key not in best or best[key].score < one.score:
+            best[key] = one
+    return sorted(best.values(), key=lambda one: (-one.score, one.original, one.copy))
+
+
+def _candidates(
+    table: GarmentTable, settings: ScoreSettings, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of garments of different items that reach the threshold but for rounding: (p,) rows of the table
+    each, at most ``MAX_PAIRS``, the best ones."""
+    query, match, value = [np.zeros(0, int)], [np.zeros(0, int)], [np.zeros(0, np.float32)]
+    for at, score in blocks(table, np.arange(len(table)), settings):
+        score[table.item[at, None] == table.item] = -np.inf
+        rows, columns = np.nonzero(score >= threshold - 1e-4)
+        query.append(at[rows])
+        match.append(columns)
+        value.append(score[rows, columns])
+    order = np.argsort(-np.concatenate(value), kind="stable")[:MAX_PAIRS]
+    return np.concatenate(query)[order], np.concatenate(match)[order]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The list of suspects against the truth, all shares with their intervals.
+
+    ``precision``: two items of one design, of all suspects; ``recall``: listed, of the identical and
+    plagiarised pairs; ``relation``: named rightly, of the listed pairs of the truth; ``iou``: of the named
+    and the true modified parts, mean over listed plagiarised pairs.
+    """
+
+    suspects: int
+    precision: Estimate
+    recall: Estimate
+    relation: Estimate
+    iou: Estimate
+
+
+def score_suspects(benchmark: Benchmark, suspects: Sequence[Suspect], seed: int = 0) -> Verdicts:
+    """A pair of two copies of one design is right, and says nothing about relation and regions."""
+    design = benchmark.design
+    truth = {frozenset((pair.original, pair.copy)): pair for pair in benchmark.truth}
+    right, named, found = 0, [], set()
+    overlaps = []
+    for one in suspects:
+        right += design.get(one.original, one.original) == design.get(one.copy, one.copy)
+        key = frozenset((one.original, one.copy))
+        pair = truth.get(key)
+        if pair is None:
+            continue
+        found.add(key)
+        named.append(
+            one.relation == pair.relation or (pair.relation == "derived" and one.relation not in ACCUSED)
+        )
+        if pair.relation == "plagiarised":
+            said = parts_of(one.regions)
+            overlaps.append(len(said & pair.parts) / max(len(said | pair.parts), 1))
+    wanted = {key for key, pair in truth.items() if pair.relation in ACCUSED}
+    return Verdicts(
+        len(suspects),
+        wilson(right, len(suspects)),
+        wilson(len(found & wanted), len(wanted)),
+        wilson(sum(named), len(named)),
+        bootstrap_mean(overlaps, seed),
+    )
+
+
+def recall_by_class(benchmark: Benchmark, suspects: Sequence[Suspect]) -> dict[str, Estimate]:
+    """Share of identical and plagiarised pairs that are listed, per kind of edit, part and photograph."""
+    listed = {frozenset((one.original, one.copy)) for one in suspects}
+    hits: dict[str, list[bool]] = {}
+    for pair in benchmark.truth:
+        if pair.relation in ACCUSED:
+            for name in copy_classes(pair):
+                hits.setdefault(name, []).append(frozenset((pair.original, pair.copy)) in listed)
+    return {name: wilson(sum(hits[name]), len(hits[name])) for name in sorted(hits)}
+
+
+@dataclass(frozen=True)
+class TruthVerdicts:
+    """Every pair of the truth compared and judged, whatever its score."""
+
+    truth: tuple[TruthPair, ...]
+    pairs: ComparedPairs
+    verdict: Verdict
+    table: GarmentTable
+
+
+def judge_truth(table: GarmentTable, benchmark: Benchmark, calibration: Calibration) -> TruthVerdicts:
+    """The best garments of each original and copy, the original as the query."""
+    rows = benchmark.rows
+    pairs = best_garments(
+        table, [(rows[p.original], rows[p.copy]) for p in benchmark.truth], settings_of(calibration)
+    )
+    verdict = judge(pairs.comparison.cos, pairs.comparison.comparable, calibration.kept_threshold)
+    return TruthVerdicts(benchmark.truth, pairs, verdict, table)
+
+
+OUTCOMES: tuple[str, ...] = (*RELATIONS, "no garment")
+
+
+def confusion(judged: TruthVerdicts, *, by_parts: bool = False) -> np.ndarray:
+    """(6, 5) counts of pairs: true number of modified regions 0…5 against the verdict, columns as
+    ``OUTCOMES``. ``by_parts``: both sleeves count as one, as they do for the verdict."""
+    matrix = np.zeros((NUM_REGIONS + 1, len(OUTCOMES)), int)
+    outcome = np.where(judged.pairs.found, judged.verdict.relation, len(RELATIONS))
+    for pair, said in zip(judged.truth, outcome, strict=True):
+        matrix[len(pair.parts if by_parts else pair.regions), said] += 1
+    return matrix
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """How far the cosines of one region fall from the identical copy to copies with one edited part.
+
+    ``untouched``: median over copies whose edit is elsewhere; ``edited``: over copies whose edit is here.
+    """
+
+    untouched: Estimate
+    edited: Estimate
+
+
+def leakage(judged: TruthVerdicts, seed: int = 0) -> dict[str, Leakage]:
+    """Per region and "overall", over plagiarised copies with one modified part, where original, identical
+    copy and edited copy all show the region. Intervals by resampling designs."""
+    cos = judged.pairs.comparison.cos
+    base: dict[str, list[int]] = {}
+    for p, pair in enumerate(judged.truth):
+        if pair.relation == "identical" and judged.pairs.found[p]:
+            base.setdefault(pair.original, []).append(p)
+    falls: list[tuple[int, bool, float, str]] = []
+    for p, pair in enumerate(judged.truth):
+        if pair.relation != "plagiarised" or len(pair.parts) != 1 or not judged.pairs.found[p]:
+            continue
+        for r in np.flatnonzero(_seen(judged, p)):
+            before = [cos[i, r] for i in base.get(pair.original, []) if _seen(judged, i)[r]]
+            if before:
+                fall = float(np.mean(before) - cos[p, r])
+                falls.append((int(r), REGIONS[r] in pair.regions, fall, pair.original))
+
+    def median(region: int | None, edited: bool) -> Estimate:
+        chosen = [f for f in falls if region in (None, f[0]) and f[1] == edited]
+        if not chosen:
+            return NOTHING
+        return bootstrap_median([f[2] for f in chosen], [f[3] for f in chosen], seed)
+
+    out = {name: Leakage(median(r, False), median(r, True)) for r, name in enumerate(REGIONS)}
+    return {**out, "overall": Leakage(median(None, False), median(None, True))}
+
+
+def _seen(judged: TruthVerdicts, p: int) -> np.ndarray:
+    """(5,) bool: present on both sides. Absent against present is a change without a cosine."""
+    query, match = (judged.table.presence[rows[p]] for rows in (judged.pairs.query, judged.pairs.match))
+    if judged.pairs.comparison.mirrored[p]:
+        match = mirrored_presence(match)
+    return (query == Presence.PRESENT) & (match == Presence.PRESENT)
+
+
+# --- tables
+
+
+def verdict_table(title: str, note: str, rows: Mapping[str, Verdicts]) -> Table:
+    """A row per method."""
+    columns = (
+        "method",
+        "suspects",
+        "pair precision",
+        "pair recall",
+        "right relation",
+        "modified-region IoU",
+    )
+    cells = tuple((name, v.suspects, v.precision, v.recall, v.relation, v.iou) for name, v in rows.items())
+    return Table(title, note, columns, cells)
+
+
+def confusion_table(title: str, note: str, matrix: np.ndarray, unit: str) -> Table:
+    """``matrix`` as ``confusion`` gives it; ``unit`` "regions" or "parts". Rows without a pair are left
+    out."""
+    cells: list[tuple[Cell, ...]] = [
+        (str(count), int(row.sum()), *(int(v) for v in row)) for count, row in enumerate(matrix) if row.any()
+    ]
+    return Table(title, note, (f"modified {unit}", "pairs", *OUTCOMES), tuple(cells))
+
+
+def class_table(title: str, note: str, columns: Mapping[str, Mapping[str, Estimate]]) -> Table:
+    """A row per class of copies, a column per way of finding them; number: of the copies that any of them
+    counts."""
+    names = sorted({name for figures in columns.values() for name in figures})
+    rows = tuple(
+        (
+            name,
+            max(figures[name].count for figures in columns.values() if name in figures),
+            *(figures.get(name) for figures in columns.values()),
+        )
+        for name in names
+    )
+    return Table(title, note, ("copies", "number", *columns), rows)
+
+
+def leakage_table(title: str, note: str, leaks: Mapping[str, Leakage]) -> Table:
+    """A row per region, with what is demanded of it."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            name,
+            leak.untouched,
+            leak.untouched.count,
+            leak.edited,
+            leak.edited.count,
+            _judged(leak),
+        )
+        for name, leak in leaks.items()
+    ]
+    columns = (
+        "region",
+        f"fall, untouched (at most {UNTOUCHED_FALL})",
+        "copies",
+        f"fall, edited (at least {EDITED_FALL})",
+        "copies ",
+        "holds",
+    )
+    return Table(title, note, columns, tuple(rows))
+
+
+def _judged(leak: Leakage) -> str:
+    if not leak.untouched.count or not leak.edited.count:
+        return ""
+    holds = leak.untouched.value <= UNTOUCHED_FALL and leak.edited.value >= EDITED_FALL
+    return "yes" if holds else "no"
