@@ -145,18 +145,31 @@ def export(
     run: RunArgument,
     format: Annotated[Format, typer.Option("--format", help="Kind of file.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
+    relations: Annotated[
+        list[str] | None,
+        typer.Option("--relation", metavar="VERDICT", help="Only this verdict; may be repeated."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Only the best N of them.")
+    ] = None,
 ) -> None:
     """Write a run's suspects to one file, for a spreadsheet, a program or a colleague.
 
     \b
     psnet export runs/tonight --format xlsx --out suspects.xlsx
     psnet export runs/tonight --format html --out suspects.html
+    psnet export runs/tonight --format csv --out worst.csv --relation plagiarised --limit 100
     """
     directory = _existing(run)
     from pipeline.export import export as run_export
 
-    run_export(directory, format.value, out)
-    print(out)
+    written = run_export(directory, format.value, out, relations=relations or (), limit=limit)
+    print(written.path)
+    if written.left_out:
+        print(
+            f"{written.left_out:,} more suspects are left out: {format.value} holds {written.suspects:,}",
+            file=sys.stderr,
+        )
 
 
 # --- the stages alone

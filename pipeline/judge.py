@@ -61,7 +61,9 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         worth = pc.and_(
             pc.greater_equal(pairs["score"], pa.scalar(calibration.suspect_threshold, pa.float32())),
             pc.and_(
-                pc.greater_equal(pairs["normalised_score"], calibration.normalised_threshold),
+                pc.greater_equal(
+                    pairs["normalised_score"], pa.scalar(calibration.normalised_threshold, pa.float32())
+                ),
                 pc.is_in(pairs["relation"], value_set=pa.array(settings.judge.relations, pa.string())),
             ),
         )

@@ -1,19 +1,22 @@
 """Stage match: all pairs of the catalogue, block by block on Ray.
 
-    garments/*.parquet ─ vectors (memory-mapped) ─▶ [Ray: a task per pair of blocks] ─▶
-    match/KEY/block-i-j.parquet
-                                                                  all blocks ─▶ pairs.parquet
+    garments/*.parquet ─ vectors (memory-mapped) ─▶ background levels ─▶ [Ray: a task per pair of blocks]
+                                              ─▶ match/KEY/block-i-j.parquet ─▶ pairs.parquet
+
+A pair is ranked by its normalised score (``match.rank_by``), which takes the levels of its two garments. So
+the levels of all garments come first.
 
 A block is a run of pictures, in the order of their items' identifiers. Blocks (i <= j) hold every pair once;
 a task gives both directions. A finished block is a file, and a rerun computes only what is missing. What a
-query keeps (its best ``best_k`` partners, and all from the threshold on, at most ``max_pairs_per_item``) can
+query keeps (its best ``best_k`` partners, and all from the thresholds on, at most ``max_pairs_per_item``) can
 be told without the other blocks; what those have found already only spares a task from writing pairs that
 cannot win.
 
 In a sweep the originals are the queries and all other items the partners; pairs among the originals, or among
 the others, are not looked at. It goes through the index where that is an approximate one (a choice for
 catalogues beyond exact reach). A flat one would do the same work ten times over, a query for each three
-regions.
+regions. An index knows no levels: it is asked for more partners than wanted by their score, and those are
+ranked by the normalised one.
 
 Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
 identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
@@ -26,7 +29,7 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.calibration import load_calibration
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
-from pipeline.kernel import Block, Floors, Garments, Pairs, Wanted, background, best_pairs, rescore
+from pipeline.kernel import Block, Floors, Garments, Kept, Pairs, Wanted, background, best_pairs, rescore
 from pipeline.progress import track
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.runtime import init_ray
@@ -64,6 +67,8 @@ BACKGROUND_FILE = "background.parquet"
 
 # The candidates' garments of a block of queries are held in memory, some 10 KB each.
 _QUERIES_PER_INDEX_BLOCK = 64
+# Garments in one task for their levels. No setting: nothing that shapes a product may differ between runs.
+_LEVELS_AT_ONCE = 4096
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
 _TASK_RETRIES = 5
 
@@ -72,6 +77,7 @@ _BLOCK_SCHEMA = pa.schema(
         ("query", pa.int32()),
         ("match", pa.int32()),
         ("score", pa.float32()),
+        ("normalised", pa.float32()),
         *((column, pa.float32()) for column in COS_COLUMNS),
         ("comparable", pa.uint8()),
         ("mirrored", pa.bool_()),
@@ -79,7 +85,7 @@ _BLOCK_SCHEMA = pa.schema(
         ("match_garment", pa.int16()),
     ]
 )
-"""Pairs of pictures; ``comparable`` holds bit r for region r. Numbers count the pictures of the search."""
+"""``pipeline.kernel.Pairs``; ``comparable`` holds bit r for region r. Numbers count the search's pictures."""
 
 
 def match(run: RunDirectory, settings: Settings) -> None:
@@ -129,7 +135,9 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 stage.fail("no_visible_region", stage.count_in - len(vectors))
             stage.note(
                 scoring=settings.match.scoring,
+                rank_by=settings.match.rank_by,
                 threshold=search.wanted.threshold,
+                normalised_threshold=search.wanted.normalised_threshold,
                 blocks=len(search.blocks),
                 blocks_found=search.found,
                 exact=not through_index,
@@ -246,6 +254,7 @@ class _Job:
     mirrored: bool
     region_weights: np.ndarray
     wanted: Wanted
+    rank_by: str
     sample: np.ndarray
     quantile: float
 
@@ -256,12 +265,22 @@ class _Job:
         count = stops[pictures] - starts[pictures]
         block_starts = np.cumsum(count) - count
         rows = np.repeat(starts[pictures] - block_starts, count) + np.arange(count.sum())
+        return self._block(pictures, block_starts, rows)
+
+    def first_garments(self, pictures: np.ndarray) -> Block:
+        """The first garment of each of these pictures (ascending), in memory."""
+        return self._block(pictures, np.arange(len(pictures)), _opened(self.target)[1][pictures])
+
+    def _block(self, pictures: np.ndarray, block_starts: np.ndarray, rows: np.ndarray) -> Block:
+        vectors, _ = _opened(self.target)
         garments = self.garments(rows)
+        level = _levels(self.target)[rows]
         return Block(
             features=garments.features,
             mirrored=_features(vectors.mirrored, rows),
             presence=garments.presence,
             weights=garments.weights,
+            level=level if self.rank_by == "normalised_score" else np.zeros_like(level),
             garment=vectors.garment[rows],
             starts=block_starts,
             picture=pictures,
@@ -294,30 +313,43 @@ def _opened(target: Path) -> tuple[Vectors, np.ndarray]:
     return vectors, _starts(vectors)
 
 
+@functools.lru_cache(maxsize=1)
+def _levels(target: Path) -> np.ndarray:
+    """(garments,) float32, in the order of the vectors."""
+    return pq.read_table(target.with_name(BACKGROUND_FILE), columns=["level"])["level"].to_numpy()
+
+
 class _Known:
-    """The best scores of every picture so far, so that later blocks need not write what cannot win."""
+    """What earlier blocks have found for every picture, so that later ones need not write what cannot win."""
 
     def __init__(self, pictures: int, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._best = np.full((pictures, max(wanted.limit, wanted.best_k)), -np.inf, np.float32)
+        self._best = np.full((pictures, wanted.best_k), -np.inf, np.float32)
+        self._reached = np.full((pictures, wanted.limit), -np.inf, np.float32)
 
     def floors(self, pictures: np.ndarray) -> Floors:
-        best = self._best[pictures]
-        return Floors(best[:, -self._wanted.best_k].copy(), best[:, -self._wanted.limit].copy())
+        return Floors(self._best[pictures, 0], self._reached[pictures, 0])
 
-    def add(self, query: np.ndarray, score: np.ndarray) -> None:
-        """Take in a block's pairs: of each picture the best ``width`` scores stay, ascending."""
-        width = self._best.shape[1]
-        order = np.lexsort((-score, query))
-        query, score = query[order], score[order]
-        pictures, first, count = np.unique(query, return_index=True, return_counts=True)
-        place = np.arange(len(query)) - np.repeat(first, count)
-        fits = place < width
-        fresh = np.full((len(pictures), int(min(count.max(initial=0), width))), -np.inf, np.float32)
-        fresh[np.repeat(np.arange(len(pictures)), count)[fits], place[fits]] = score[fits]
-        merged = np.concatenate([self._best[pictures], fresh], axis=1)
-        merged.sort(axis=1)
-        self._best[pictures] = merged[:, -width:]
+    def add(self, query: np.ndarray, score: np.ndarray, normalised: np.ndarray) -> None:
+        """Take in a block's pairs."""
+        reached = self._wanted.reached(score, normalised)
+        _keep_best(self._best, query, normalised)
+        _keep_best(self._reached, query[reached], normalised[reached])
+
+
+def _keep_best(best: np.ndarray, query: np.ndarray, value: np.ndarray) -> None:
+    """Merge values into the greatest so far: rows of ``best`` (queries, width), ascending."""
+    width = best.shape[1]
+    order = np.lexsort((-value, query))
+    query, value = query[order], value[order]
+    queries, first, count = np.unique(query, return_index=True, return_counts=True)
+    place = np.arange(len(query)) - np.repeat(first, count)
+    fits = place < width
+    fresh = np.full((len(queries), int(min(count.max(initial=0), width))), -np.inf, np.float32)
+    fresh[np.repeat(np.arange(len(queries)), count)[fits], place[fits]] = value[fits]
+    merged = np.concatenate([best[queries], fresh], axis=1)
+    merged.sort(axis=1)
+    best[queries] = merged[:, -width:]
 
 
 class Search:
@@ -338,7 +370,14 @@ class Search:
         self.calibration = calibration
         chosen = settings.match
         threshold = calibration.suspect_threshold if chosen.min_score is None else chosen.min_score
-        self.wanted = Wanted(chosen.best_k, threshold, max(chosen.max_pairs_per_item, chosen.best_k))
+        # Ranked by the score, levels are 0 and the normalised score is the score (``_Job``).
+        by_score = chosen.rank_by == "score"
+        self.wanted = Wanted(
+            best_k=chosen.best_k,
+            threshold=threshold,
+            normalised_threshold=threshold if by_score else calibration.normalised_threshold,
+            limit=max(chosen.max_pairs_per_item, chosen.best_k),
+        )
         self._settings = settings
         queries, partners = np.flatnonzero(sides.queries.count), np.flatnonzero(sides.partners.count)
         if index_of is None:
@@ -362,6 +401,7 @@ class Search:
             mirrored=chosen.mirrored,
             region_weights=calibration.weights,
             wanted=self.wanted,
+            rank_by=chosen.rank_by,
             sample=self._sample(chosen.background_size),
             quantile=chosen.background_quantile,
         )
@@ -388,24 +428,53 @@ class Search:
         missing = []
         for block in self.blocks:
             if self.path(*block).exists():
-                self._read_scores(block, known)
+                self._read_block(block, known)
             else:
                 missing.append(block)
-        levels = self.folder / BACKGROUND_FILE
         with track(len(missing), "match", "blocks") as progress:
+            if self._index_of is not None or len(missing) <= 1:
+                # A start of Ray costs more than one block.
+                self._commit_levels(_compute_levels(self.job, rows) for rows in self._level_parts())
             if self._index_of is not None:
                 self._ask_index(self._index_of, missing, progress.advance)
-                if not levels.exists():
-                    _compute_background(self.job, levels)
             elif len(missing) <= 1:
-                # A start of Ray costs more than one block.
                 for block in missing:
                     _compute_block(*self._task(block, known))
                     progress.advance()
-                if not levels.exists():
-                    _compute_background(self.job, levels)
             else:
-                self._run_on_ray(missing, known, levels, progress.advance)
+                self._run_on_ray(missing, known, progress.advance)
+
+    @property
+    def levels_path(self) -> Path:
+        """Level and distinctiveness of every garment, see ``read_background``."""
+        return self.folder / BACKGROUND_FILE
+
+    def _level_parts(self) -> list[np.ndarray]:
+        """Garments of each task for the levels; none where those are there."""
+        vectors, _ = _opened(self.job.target)
+        rows = np.arange(len(vectors))
+        return [] if self.levels_path.exists() else _slices(rows, _LEVELS_AT_ONCE)
+
+    def _commit_levels(self, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        if self.levels_path.exists():
+            return
+        vectors, _ = _opened(self.job.target)
+        none = np.empty(0, np.float32), np.empty((0, NUM_REGIONS), np.float32)
+        level, distinctiveness = (np.concatenate(values) for values in zip(none, *parts, strict=True))
+        _commit(
+            self.levels_path,
+            pa.table(
+                {
+                    "image_sha256": vectors.sha256,
+                    "garment_index": vectors.garment,
+                    "level": level,
+                    **{
+                        column: pa.array(distinctiveness[:, r], from_pandas=True)
+                        for r, column in enumerate(DISTINCTIVENESS_COLUMNS)
+                    },
+                }
+            ),
+        )
 
     def _task(self, block: tuple[int, int], known: _Known) -> tuple[Any, ...]:
         i, j = block
@@ -413,9 +482,10 @@ class Search:
         backward = known.floors(columns) if self.sides.symmetric and i != j else None
         return self.job, rows, columns, known.floors(rows), backward, self.path(i, j).resolve()
 
-    def _read_scores(self, block: tuple[int, int], known: _Known) -> None:
-        table = pq.read_table(self.path(*block), columns=["query", "score"])
-        known.add(table["query"].to_numpy(), table["score"].to_numpy())
+    def _read_block(self, block: tuple[int, int], known: _Known) -> None:
+        names = ["query", "score", "normalised"]
+        table = pq.read_table(self.path(*block), columns=names)
+        known.add(*(table[name].to_numpy() for name in names))
 
     def _ask_index(
         self, run: RunDirectory, missing: list[tuple[int, int]], advance: Callable[[], None]
@@ -455,25 +525,23 @@ class Search:
             pairs = rescore(
                 block, partners, query, place, scoring=self.job.scoring, mirrored=self.job.mirrored
             )
-            _commit_block(self.path(i, j), [pairs])
+            _commit_block(self.path(i, j), [Kept(pairs, left_out=0)])
             advance()
 
-    def _run_on_ray(
-        self, missing: list[tuple[int, int]], known: _Known, levels: Path, advance: Callable[[], None]
-    ) -> None:
+    def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
         init_ray(self._settings)
         import ray
 
         as_task: Any = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)
         compute = as_task(_compute_block)
         job = ray.put(self.job)
-        running: dict[Any, tuple[int, int] | None] = {}
-        if not levels.exists():
-            running[as_task(_compute_background).remote(job, levels.resolve())] = None
+        running: dict[Any, tuple[int, int]] = {}
         waiting = iter(missing)
         # A few tasks wait at the workers' doors; the rest are told first what earlier ones have found.
         places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         try:
+            level_of = as_task(_compute_levels)
+            self._commit_levels(ray.get([level_of.remote(job, rows) for rows in self._level_parts()]))
             while True:
                 while len(running) < places and (block := next(waiting, None)) is not None:
                     running[compute.remote(job, *self._task(block, known)[1:])] = block
@@ -482,9 +550,8 @@ class Search:
                 done, _ = ray.wait(list(running), num_returns=1)
                 block = running.pop(done[0])
                 ray.get(done[0])
-                if block is not None:
-                    self._read_scores(block, known)
-                    advance()
+                self._read_block(block, known)
+                advance()
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, OSError):
@@ -514,39 +581,14 @@ def _compute_block(
         found = best_pairs(
             left, right, job.wanted, row_floors, column_floors, scoring=job.scoring, mirrored=job.mirrored
         )
-    _commit_block(target, [pairs for pairs in found if pairs is not None])
+    _commit_block(target, [side for side in found if side is not None])
 
 
-def _compute_background(job: _Job, target: Path) -> None:
-    """The task: level and distinctiveness of every garment."""
-    vectors, _ = _opened(job.target)
+def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The task: level and distinctiveness of some garments, see ``pipeline.kernel.background``."""
     sample = job.garments(job.sample)
-    size = 4096
     with _one_thread():
-        parts = [
-            background(
-                job.garments(np.arange(start, min(start + size, len(vectors)))),
-                sample,
-                job.quantile,
-                scoring=job.scoring,
-            )
-            for start in range(0, max(len(vectors), 1), size)
-        ]
-    distinctiveness = np.concatenate([part[1] for part in parts])
-    _commit(
-        target,
-        pa.table(
-            {
-                "image_sha256": vectors.sha256,
-                "garment_index": vectors.garment,
-                "level": np.concatenate([part[0] for part in parts]),
-                **{
-                    column: pa.array(distinctiveness[:, r], from_pandas=True)
-                    for r, column in enumerate(DISTINCTIVENESS_COLUMNS)
-                },
-            }
-        ),
-    )
+        return background(job.garments(rows), sample, job.quantile, scoring=job.scoring)
 
 
 def _one_thread() -> threadpool_limits:
@@ -554,9 +596,9 @@ def _one_thread() -> threadpool_limits:
     return threadpool_limits(1, user_api="blas")
 
 
-def _commit_block(target: Path, sides: Sequence[Pairs]) -> None:
-    table = pa.concat_tables([_block_table(pairs) for pairs in sides])
-    left_out = sum(pairs.left_out for pairs in sides)
+def _commit_block(target: Path, sides: Sequence[Kept]) -> None:
+    table = pa.concat_tables([_block_table(side.pairs) for side in sides])
+    left_out = sum(side.left_out for side in sides)
     _commit(target, table.replace_schema_metadata({"left_out": str(left_out)}))
 
 
@@ -566,6 +608,7 @@ def _block_table(pairs: Pairs) -> pa.Table:
         pairs.query,
         pairs.match,
         pairs.score,
+        pairs.normalised,
         *pairs.cos.T,
         bits,
         pairs.mirrored,
@@ -593,7 +636,7 @@ def _commit(target: Path, table: pa.Table) -> None:
 
 def _write_pairs(target: Path, search: Search, vectors: Vectors, stage: StageRecord) -> None:
     """pairs.parquet, one block of queries at a time."""
-    levels = pq.read_table(search.folder / BACKGROUND_FILE, columns=["level"])["level"].to_numpy()
+    levels = _levels(search.job.target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     count = left_out = 0
     try:
@@ -611,37 +654,21 @@ def _write_pairs(target: Path, search: Search, vectors: Vectors, stage: StageRec
     stage.note(pairs_left_out=left_out)
 
 
-@dataclass(frozen=True)
-class _PicturePairs:
-    query: np.ndarray
-    match: np.ndarray
-    score: np.ndarray
-    cos: np.ndarray
-    comparable: np.ndarray
-    mirrored: np.ndarray
-    query_garment: np.ndarray
-    match_garment: np.ndarray
-
-    def take(self, rows: np.ndarray) -> _PicturePairs:
-        return _PicturePairs(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-
 def _item_pairs(
     search: Search, number: int, pictures: np.ndarray, vectors: Vectors, levels: np.ndarray
 ) -> tuple[pa.Table, int]:
     """Rows of PAIR_SCHEMA for the items of ``pictures``, and how many pairs the limit left out."""
     wanted, sides = search.wanted, search.sides
     pairs = _picture_pairs(search, number, pictures)
-    order = np.lexsort((pairs.match, -pairs.score, pairs.query))
-    kept, left_out = _best_of_each(pairs.query[order], pairs.score[order], wanted)
-    pairs = pairs.take(order[kept])
-    pairs = _joined(pairs, _same_picture_pairs(search, pictures))
+    pairs = pairs.take(np.lexsort((pairs.match, -pairs.score, -pairs.normalised, pairs.query)))
+    kept, left_out = _best_of_each(pairs.query, pairs.score, pairs.normalised, wanted)
+    pairs = Pairs.joined([pairs.take(kept), _same_picture_pairs(search, pictures)])
 
     # To items: every query item of the one picture with the first partners of the other.
     partners = np.minimum(sides.partners.count[pairs.match], wanted.limit + 1)
     combinations = sides.queries.count[pairs.query] * partners
     skipped = (sides.partners.count[pairs.match] - partners) * sides.queries.count[pairs.query]
-    left_out += int(skipped[pairs.score >= np.float32(wanted.threshold)].sum())
+    left_out += int(skipped[wanted.reached(pairs.score, pairs.normalised)].sum())
     row = np.repeat(np.arange(len(combinations)), combinations)
     within = np.arange(len(row)) - np.repeat(np.cumsum(combinations) - combinations, combinations)
     query = sides.queries.items[sides.queries.start[pairs.query][row] + within // partners[row]]
@@ -649,15 +676,15 @@ def _item_pairs(
     others = query != match_item
     row, query, match_item = row[others], query[others], match_item[others]
     # By picture first: the order of the file must not show where blocks ended.
-    order = np.lexsort((match_item, -pairs.score[row], query, pairs.query[row]))
+    order = np.lexsort((match_item, -pairs.score[row], -pairs.normalised[row], query, pairs.query[row]))
     row, query, match_item = row[order], query[order], match_item[order]
-    kept, dropped = _best_of_each(query, pairs.score[row], wanted)
+    kept, dropped = _best_of_each(query, pairs.score[row], pairs.normalised[row], wanted)
     row, query, match_item = row[kept], query[kept], match_item[kept]
     table = _pair_table(search, pairs.take(row), query, match_item, vectors, levels)
     return table, left_out + dropped
 
 
-def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> _PicturePairs:
+def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> Pairs:
     """All that the blocks hold for one block of queries."""
     parts = []
     for i, j in search.blocks:
@@ -667,10 +694,11 @@ def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> _Pictur
             parts.append(table.filter((query >= pictures[0]) & (query <= pictures[-1])))
     table = pa.concat_tables(parts) if parts else _BLOCK_SCHEMA.empty_table()
     bits = table["comparable"].to_numpy()[:, None]
-    return _PicturePairs(
+    return Pairs(
         query=table["query"].to_numpy().astype(np.int64),
         match=table["match"].to_numpy().astype(np.int64),
         score=table["score"].to_numpy(),
+        normalised=table["normalised"].to_numpy(),
         cos=np.stack([table[column].to_numpy() for column in COS_COLUMNS], axis=1),
         comparable=np.unpackbits(bits, axis=1, count=NUM_REGIONS, bitorder="little").astype(bool),
         mirrored=table["mirrored"].to_numpy(),
@@ -679,36 +707,36 @@ def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> _Pictur
     )
 
 
-def _same_picture_pairs(search: Search, pictures: np.ndarray) -> _PicturePairs:
-    """Each picture that several items show, with itself: garment 0 against garment 0, score 1 by definition,
-    however few regions can be seen."""
+def _same_picture_pairs(search: Search, pictures: np.ndarray) -> Pairs:
+    """Each picture that several items show, with itself: garment 0 against garment 0, score and normalised
+    score 1 by definition, however few regions can be seen and however plain they are."""
     sides = search.sides
     several = sides.queries.count[pictures] + sides.partners.count[pictures] > (2 if sides.symmetric else 1)
     shared = pictures[several & (sides.partners.count[pictures] > 0)]
-    block = search.job.block(shared)
+    block = search.job.first_garments(shared)
     rows = np.arange(len(shared))
     found = rescore(block, block, rows, rows, scoring=search.job.scoring, mirrored=False)
-    found = replace(found, score=np.ones_like(found.score))
-    return _PicturePairs(*(getattr(found, name) for name in _PicturePairs.__dataclass_fields__))
+    one = np.ones_like(found.score)
+    return replace(found, score=one, normalised=one)
 
 
-def _joined(first: _PicturePairs, second: _PicturePairs) -> _PicturePairs:
-    names = _PicturePairs.__dataclass_fields__
-    return _PicturePairs(*(np.concatenate([getattr(first, n), getattr(second, n)]) for n in names))
-
-
-def _best_of_each(query: np.ndarray, score: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, int]:
+def _best_of_each(
+    query: np.ndarray, score: np.ndarray, normalised: np.ndarray, wanted: Wanted
+) -> tuple[np.ndarray, int]:
     """Positions of the pairs that are kept, from pairs sorted by query and rank; how many the limit drops."""
     first = np.flatnonzero(np.diff(query, prepend=-1))
     rank = np.arange(len(query)) - np.repeat(first, np.diff(first, append=len(query)))
-    reached = score >= np.float32(wanted.threshold)
-    kept = (rank < wanted.best_k) | (reached & (rank < wanted.limit))
+    reached = wanted.reached(score, normalised)
+    # Between pairs that reach the thresholds some may stand that do not; they take no place.
+    listed = (rank < wanted.best_k) | reached
+    before = np.cumsum(listed) - listed
+    kept = listed & (before - before[first].repeat(np.diff(first, append=len(query))) < wanted.limit)
     return np.flatnonzero(kept), int((reached & ~kept).sum())
 
 
 def _pair_table(
     search: Search,
-    pairs: _PicturePairs,
+    pairs: Pairs,
     query: np.ndarray,
     match_item: np.ndarray,
     vectors: Vectors,
@@ -716,7 +744,8 @@ def _pair_table(
 ) -> pa.Table:
     verdict = judge(pairs.cos, pairs.comparable, search.calibration.kept_threshold)
     # The same picture is the same garment, however little of it can be seen.
-    relation = np.where(pairs.query == pairs.match, IDENTICAL, verdict.relation)
+    same_picture = pairs.query == pairs.match
+    relation = np.where(same_picture, IDENTICAL, verdict.relation)
     first = np.flatnonzero(np.diff(query, prepend=-1))
     rank = np.arange(len(query)) - np.repeat(first, np.diff(first, append=len(query))) + 1
     level = (
@@ -738,7 +767,7 @@ def _pair_table(
         "query_garment": pairs.query_garment,
         "match_garment": pairs.match_garment,
         **{column: _words(STATES, verdict.states[:, r]) for r, column in enumerate(STATE_COLUMNS)},
-        "normalised_score": normalise(pairs.score, level),
+        "normalised_score": np.where(same_picture, np.float32(1), normalise(pairs.score, level)),
     }
     arrays = [
         value.cast(field.type) if isinstance(value, pa.Array) else pa.array(value).cast(field.type)

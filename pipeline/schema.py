@@ -133,7 +133,13 @@ def garment_schema(feature_dim: int = FEATURE_DIM) -> pa.Schema:
             _field(
                 "box", pa.list_(pa.float32(), 4), "the garment, xyxy", unit="px", shape="(4,)", nullable=True
             ),
-            _field("detection_score", pa.float32(), "detector's confidence", unit="0..1", nullable=True),
+            _field(
+                "detection_score",
+                pa.float32(),
+                "the landmark branch's certainty that it is a torso garment",
+                unit="0..1",
+                nullable=True,
+            ),
             _field("category", pa.string(), "the model's category name", nullable=True),
             _field(
                 "group", pa.string(), "the paper's group: T-shirts, tops, outwear or dress", nullable=True
@@ -199,8 +205,9 @@ _MIRRORED = _field("mirrored", pa.bool_(), "the pair matches better with one pic
 _NORMALISED = _field(
     "normalised_score",
     pa.float32(),
-    "score against what the item's garments reach with the rest of the catalogue",
-    unit="higher = more alike",
+    "where the score lies between what the pair's garments reach with anything (0) and a perfect match (1), "
+    "see psnet.similarity.normalise",
+    unit="1 = a perfect match, below 0 = as strangers; higher = more alike",
 )
 _COSINES = tuple(
     _field(
@@ -218,7 +225,12 @@ PAIR_SCHEMA: pa.Schema = pa.schema(
     [
         _text("query_item_id", "the item whose partners are listed"),
         _text("match_item_id", "a partner"),
-        _field("rank", pa.int32(), "1 = the query's best partner"),
+        _field(
+            "rank",
+            pa.int32(),
+            "1 = the query's best partner: by normalised_score, then score, then match_item_id "
+            "(match.rank_by=score: by score, then match_item_id)",
+        ),
         _SCORE,
         _RELATION,
         _MODIFIED,

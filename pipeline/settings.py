@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,7 @@ class MatchSettings:
     scoring: Literal["best_regions", "weighted"] = "best_regions"
     mirrored: bool = True
     region_weights: dict[str, FiveNumbers] | None = bounded(None, 0.0)
+    rank_by: Literal["normalised_score", "score"] = "normalised_score"
     best_k: int = bounded(20, 1)
     min_score: float | None = bounded(None, -1.0, 1.0)
     max_pairs_per_item: int = bounded(200, 1)
@@ -142,6 +143,9 @@ def load_settings(
 ) -> Settings:
     """The defaults, then a configuration file, then "section.key=value" overrides.
 
+    Relative paths mean the working directory and come back absolute: they are stored with a run, which is
+    continued from other directories.
+
     Args:
         config: YAML file.
         overrides: see ``psnet.config.load_config``.
@@ -160,4 +164,12 @@ def load_settings(
         raise UserError(
             f"match.region_weights: unknown group {', '.join(sorted(unknown))}; known: {', '.join(GROUPS)}"
         )
-    return settings
+    return replace(
+        settings,
+        extract=replace(settings.extract, weights=_absolute(settings.extract.weights)),
+        judge=replace(settings.judge, dismissed=_absolute(settings.judge.dismissed)),
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return os.path.abspath(path) if path else path

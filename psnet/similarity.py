@@ -191,15 +191,23 @@ LEAST_ABOVE = 10
 _LEAST_ROOM = 0.05
 
 
+def room_above(level: np.ndarray) -> np.ndarray:
+    """How far a perfect match stands above a level, and at least so far that a normalised score means
+    something: what ``normalise`` divides by."""
+    return np.maximum(1 - level, np.float32(_LEAST_ROOM))
+
+
 def normalise(score: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Where a score lies between what the two garments reach with anything (0) and a perfect match (1).
+
+    Rises with the score; a level of 0 leaves the score as it is.
 
     Args:
         score, level: of one shape; the level of a pair is the mean of its garments' levels: a high quantile
             of a garment's scores with others that have nothing to do with it. (Copy detection subtracts such
             a level: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022.)
     """
-    return ((score - level) / np.maximum(1 - level, np.float32(_LEAST_ROOM))).astype(np.float32)
+    return ((score - level) / room_above(level)).astype(np.float32, copy=False)
 
 
 Scoring = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

@@ -50,10 +50,12 @@ def catalogue(
     copies: float = 0.3,
     flipped: float = 0.1,
     several: float = 0.2,
+    plain: float = 0.0,
     all_visible: bool = False,
 ) -> Catalogue:
     """Clusters of looks, a share of copies with up to two changed regions, some flipped, some pictures with
-    two garments, regions hidden and absent at random."""
+    two garments, a share of plain garments that all resemble each other, more or less, regions hidden and
+    absent at random."""
     rng = np.random.default_rng(seed)
     picture = np.sort(
         np.concatenate([np.arange(pictures), rng.choice(pictures, int(several * pictures), replace=False)])
@@ -67,6 +69,9 @@ def catalogue(
         features[copy] = features[rng.integers(copy)] + 0.15 * unit(rng, 5, dim)
         changed = rng.choice(5, rng.integers(3), replace=False)
         features[copy, changed] = unit(rng, len(changed), dim)
+    everyday = rng.choice(count, int(plain * count), replace=False)
+    nearness = rng.uniform(0, 0.15, (len(everyday), 1, 1))
+    features[everyday] = looks[0] + nearness * unit(rng, len(everyday), 5, dim)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     # Without noise a garment of the same look, flipped, would be an exact tie.
     mirrored = features[:, list(MIRROR)] + 0.05 * unit(rng, count, 5, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import re
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import cli
+from pipeline import cli, export
 from pipeline.errors import RunError, UserError
 from pipeline.rundir import LAYOUT_VERSION, RunDirectory
 from tests.pipeline.conftest import Shop, jpeg
+from tests.pipeline.judged_run import make_run
 
 COMMANDS = (
     "scan", "sweep", "export", "crawl", "extract", "index", "match", "report",
@@ -50,6 +52,38 @@ def catalogue(tmp_path: Path) -> Path:
     path = folder / "catalogue.csv"
     path.write_text("item_id,image,seller_id\n007,0.jpg,s\n12e456,1.jpg,s\nx,missing.jpg,t\n")
     return path
+
+
+# --- export
+
+
+def test_export_cuts_the_list_and_says_what_a_format_cannot_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run = str(make_run(tmp_path / "made").path)
+    out = tmp_path / "s.csv"
+    command = ["export", run, "--format", "csv", "--out", str(out)]
+    assert cli.run_command(command) == 0
+    assert capsys.readouterr() == (f"{out}\n", "")
+    verdicts = [row["relation"] for row in csv.DictReader(out.open(encoding="utf-8-sig"))]
+    assert len(verdicts) > verdicts.count("plagiarised") > 1
+
+    assert cli.run_command([*command, "--relation", "plagiarised", "--relation", "identical"]) == 0
+    chosen = [row["relation"] for row in csv.DictReader(out.open(encoding="utf-8-sig"))]
+    assert chosen == [verdict for verdict in verdicts if verdict in ("plagiarised", "identical")]
+    assert cli.run_command([*command, "--relation", "plagiarised", "--limit", "1"]) == 0
+    assert [row["relation"] for row in csv.DictReader(out.open(encoding="utf-8-sig"))] == ["plagiarised"]
+    # What was asked for is not left out.
+    assert capsys.readouterr().err == ""
+
+    monkeypatch.setattr(export, "HTML_SUSPECTS", 1)
+    assert cli.run_command(["export", run, "--format", "html", "--out", str(tmp_path / "s.html")]) == 0
+    assert f"{len(verdicts) - 1} more suspects are left out: html holds 1" in capsys.readouterr().err
+
+    code, line = failure(capsys, *command, "--relation", "plagiarized")
+    assert code == 2 and "did you mean plagiarised" in line
+    code, line = failure(capsys, *command, "--limit", "0")
+    assert code == 2 and "limit 0" in line
 
 
 # --- the manual
@@ -270,6 +304,22 @@ def test_later_stages_keep_the_settings_of_the_run(catalogue: Path, tmp_path: Pa
         raise UserError("a mistake that shows later")
     config = RunDirectory(run).read()["config"]
     assert (config["match"]["best_k"], config["report"]["image_side"]) == (33, 100)
+
+
+def test_a_run_is_continued_from_another_directory(
+    catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    overrides = ["extract.weights=../weights", "judge.dismissed=dismissed.csv"]
+    command = ["crawl", str(catalogue), "--out", str(tmp_path / "run")]
+    assert cli.run_command([*command, *(part for key in overrides for part in ("--set", key))]) == 0
+    monkeypatch.chdir(catalogue.parent)
+    expected = str(tmp_path / "weights"), str(tmp_path / "here" / "dismissed.csv")
+    with cli._continued(tmp_path / "run", None, ["report.image_side=100"]) as (run, settings):
+        assert (settings.extract.weights, settings.judge.dismissed) == expected
+    config = run.read()["config"]
+    assert (config["extract"]["weights"], config["judge"]["dismissed"]) == expected
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
