@@ -16,6 +16,7 @@ from torch import Tensor
 
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.model import PSNet
+from psnet.region_boxes import boxes_from_points
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.retrieval import CropRetrieval, StripeRetrieval
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
@@ -57,6 +58,10 @@ SMALL_PART = 0.3
 # Two boxes that overlap more are one garment, and so are a box and a greater one that holds that much of it.
 SAME_GARMENT = 0.5
 PART_OF_GARMENT = 0.85
+# How much of each region's box the landmarks' geometry gives, the rest being the branch's own: collars are
+# best told by both, sleeves by the branch, chest and waist by the landmarks (overlap on held-out garments).
+GEOMETRY_SHARE = np.array([0.5, 0.0, 0.0, 1.0, 1.0], np.float32)
+_IS_DRESS = np.array(["dress" in name for name in TORSO_CATEGORIES], np.float32)
 # Of a box, as a share of its crop's.
 _LEAST_SIDE = 0.01
 
@@ -303,25 +308,34 @@ class Predictor:
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
         visibility = torch.sigmoid(out.visibility.float()).cpu().numpy()
         chances = torch.softmax(out.presence.float(), -1).cpu().numpy()
-        categories = out.category.argmax(-1).cpu().tolist()
+        kinds = torch.softmax(out.category.float(), -1).cpu().numpy()
         sure = torch.sigmoid(out.garment.float()).cpu().tolist()
         said = _proper(out.boxes.float().cpu().numpy()) * side
         for i, (proposal, frame) in enumerate(zip(proposals, frames, strict=True)):
             scale = np.tile((frame[2:] - frame[:2]) / side, 2)
-            category = TORSO_CATEGORIES[categories[i]]
+            boxes = self._region_boxes(points[i], said[i], float(kinds[i] @ _IS_DRESS))
             yield _Placed(
                 image=proposal.image,
                 score=sure[i],
-                category=category,
+                category=TORSO_CATEGORIES[int(kinds[i].argmax())],
                 frame=frame,
                 box=(said[i, NUM_REGIONS] * scale + np.tile(frame[:2], 2)).astype(np.float32),
                 points=points[i],
                 visibility=visibility[i],
                 chances=chances[i],
-                boxes=said[i, :NUM_REGIONS],
+                boxes=boxes,
                 crop=crops[i],
                 heatmaps=out.heatmaps[i],
             )
+
+    def _region_boxes(self, points: np.ndarray, said: np.ndarray, dress: float) -> np.ndarray:
+        """(5, 4) px of the crop: the branch's own boxes and what the landmarks' geometry says, each where it
+        measures better. A garment between dress and top gets boxes between the two."""
+        geometry = boxes_from_points(np.stack([points] * 2), said[NUM_REGIONS], np.array([True, False]))
+        geometry = dress * geometry[0] + (1 - dress) * geometry[1]
+        share = GEOMETRY_SHARE[:, None]
+        boxes = share * geometry + (1 - share) * said[:NUM_REGIONS]
+        return np.clip(boxes, 0, self.model.config.crop_side).astype(np.float32)
 
     def _decide(self, placed: Sequence[_Placed]) -> list[_Placed]:
         """The garments among the proposals: sure enough, each one once, at most ``max_garments`` a picture,
