@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -74,6 +75,20 @@ def read_calibration(path: str | Path | None = None) -> Calibration:
         return Calibration.default() if stored is None else Calibration.from_json(json.dumps(stored))
     except ValueError as error:
         raise WeightsError(f"{_folder(path) / 'model.json'}: {error}") from None
+
+
+def read_learnt_weights(path: str | Path | None, name: str) -> np.ndarray:
+    """(4, 5) float32 region weights that `psnet train region-weights` learnt in the way ``name``.
+
+    Raises:
+        WeightsError: no weights, or none were learnt in this way.
+    """
+    try:
+        table = read_description(path)["region_weights"]["tables"][name]
+    except KeyError:
+        file = _folder(path) / "model.json"
+        raise WeightsError(f"{file}: no region weights {name!r}; run `psnet train region-weights`") from None
+    return np.array(table, np.float32)
 
 
 def model_tag(path: str | Path | None = None) -> str:

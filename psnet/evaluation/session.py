@@ -25,7 +25,7 @@ from psnet.evaluation.settings import EvaluationSettings, Variant, read_variants
 from psnet.predictor import Predictor
 from psnet.similarity import equal_weights
 from psnet.verdict import Calibration
-from psnet.weights import model_tag, read_calibration, read_description
+from psnet.weights import model_tag, read_calibration, read_description, read_learnt_weights
 
 
 class Session:
@@ -133,11 +133,14 @@ class Session:
     def score_settings(self, variant: Variant) -> ScoreSettings:
         """How the variant's cosines become a score."""
         calibration = self.calibration(variant)
-        weights = {
-            "shipped": calibration.weights,
-            "ones": equal_weights(),
-            "manual": manual_weights(),
-        }[variant.region_weights]
+        if variant.region_weights in ("manipulation", "precision"):
+            weights = read_learnt_weights(variant.folders[0], variant.region_weights)
+        else:
+            weights = {
+                "shipped": calibration.weights,
+                "ones": equal_weights(),
+                "manual": manual_weights(),
+            }[variant.region_weights]
         scoring = calibration.scoring if variant.scoring == "shipped" else variant.scoring
         return ScoreSettings(scoring, weights, variant.normalised)
 

@@ -17,7 +17,8 @@ class Variant:
 
     ``weights``: a weights folder (null: the shipped one), or several for an ensemble, whose scores are
     averaged; ``scoring``: a name of ``psnet.similarity.SCORINGS``, or as the weights' calibration says;
-    ``region_weights``: the calibration's, all one, or the prior of ``psnet.evaluation.paper``; ``boxes``: as
+    ``region_weights``: the calibration's, all one, the prior of ``psnet.evaluation.paper``, or those that
+    ``psnet train region-weights`` learnt by the paper's loss or by average precision; ``boxes``: as
     the model finds them or as the benchmark knows them; ``normalised``: by each garment's level;
     ``title``: its name in the tables (default: its key); ``paper``: its name in the paper's table, a key of
     ``psnet.evaluation.paper.RETRIEVAL``; ``verdicts``: it is in the tables of verdicts and leakage too.
@@ -25,7 +26,7 @@ class Variant:
 
     weights: str | tuple[str, ...] | None = None
     scoring: Literal["shipped", "best_regions", "weighted"] = "shipped"
-    region_weights: Literal["shipped", "ones", "manual"] = "shipped"
+    region_weights: Literal["shipped", "ones", "manual", "manipulation", "precision"] = "shipped"
     boxes: Literal["predicted", "labelled"] = "predicted"
     normalised: bool = False
     title: str = ""
