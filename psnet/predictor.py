@@ -53,8 +53,9 @@ PROPOSALS = 6
 # frame is put right.
 LOOK_AGAIN = 0.9
 LOOKS = 3
-# A product photograph shows its garment large: below this share of the picture it may be a part of one.
-SMALL_PART = 0.3
+# A product photograph shows its garment large: what covers less of the picture may be a part of one, and its
+# frame is put right by a look at the whole.
+SMALL_PART = 0.6
 # Two boxes that overlap more are one garment, and so are a box and a greater one that holds that much of it.
 SAME_GARMENT = 0.5
 PART_OF_GARMENT = 0.85
@@ -130,7 +131,7 @@ class Predictor:
         description: dict[str, Any],
         device: torch.device,
         precision: str = "float32",
-        min_score: float = 0.5,
+        min_score: float = 0.3,
         max_garments: int = 4,
         batch: int = 16,
     ) -> None:
@@ -150,7 +151,7 @@ class Predictor:
         device: str = "auto",
         precision: str = "float32",
         *,
-        min_score: float = 0.5,
+        min_score: float = 0.3,
         max_garments: int = 4,
         batch: int = 16,
     ) -> Predictor:

@@ -66,7 +66,7 @@ class EvaluationSettings:
     out: str = bounded("evaluation", result=False)
     device: str = bounded("auto", result=False)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    min_score: float = 0.5
+    min_score: float = 0.3
     limit: int | None = None
     seed: int = 0
 
