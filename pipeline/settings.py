@@ -79,7 +79,7 @@ class MatchSettings:
     mirrored: bool = True
     region_weights: dict[str, FiveNumbers] | None = bounded(None, 0.0)
     rank_by: Literal["normalised_score", "score"] = "normalised_score"
-    best_k: int = bounded(20, 1)
+    best_k: int = bounded(50, 1)
     min_score: float | None = bounded(None, -1.0, 1.0)
     max_pairs_per_item: int = bounded(200, 1)
     background_size: int = bounded(1000, 0, 100_000)
