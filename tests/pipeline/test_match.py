@@ -43,7 +43,7 @@ UNEQUAL = [1.0, 0.5, 0.5, 2.0, 1.0]
 @pytest.fixture
 def settings_for(tiny_weights: Path):
     def make(*overrides: str) -> Settings:
-        return load_settings(None, [f"extract.weights={tiny_weights}", *overrides])
+        return load_settings(None, [f"extract.weights={tiny_weights}", "match.best_k=20", *overrides])
 
     return make
 
