@@ -304,7 +304,7 @@ match(RunDirectory(sys.argv[1]), load_settings(None, sys.argv[2:]))
 
 def start_driver(run: RunDirectory, *overrides: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(run.path), *overrides],
+        [sys.executable, "-c", DRIVER, str(run.path), "match.best_k=20", *overrides],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
