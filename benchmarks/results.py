@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psnet.config import load_config
+from psnet.config import add_options, load_options
 from psnet.evaluation.__main__ import measure
 from psnet.evaluation.session import Session
 from psnet.evaluation.settings import EvaluationSettings
@@ -72,14 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser, "psnet.evaluation.settings.EvaluationSettings")
     parser.add_argument("--parts", nargs="+", choices=tuple(HEADINGS), default=tuple(HEADINGS))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     arguments = parser.parse_args(argv)
     try:
-        layers = [arguments.config] if arguments.config else []
-        settings = load_config(EvaluationSettings, *layers, overrides=arguments.overrides)
+        settings = load_options(EvaluationSettings, arguments)
         text = document(settings, arguments.parts, arguments.out.with_name("pictures"))
     except (ValueError, FileNotFoundError) as error:
         print(f"results.py: {error}", file=sys.stderr)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.rundir import RunDirectory
-
-CUTOFFS = (1, 10, 20)
+from psnet.evaluation.benchmark import designs, parts_of
+from psnet.evaluation.retrieval import CUTOFFS, average_precision
 
 _COLUMNS = ("original", "copy", "relation", "group", "modified")
 
@@ -77,7 +77,7 @@ def read_truth(path: Path) -> list[TruthPair]:
                     row["copy"],
                     row["relation"],
                     row["group"],
-                    _parts((row["modified"] or "").split("|")),
+                    parts_of(filter(None, (row["modified"] or "").split("|"))),
                 )
                 for row in reader
             ]
@@ -95,7 +95,8 @@ def retrieval(run: RunDirectory, truth: Iterable[TruthPair]) -> dict[str, dict[s
         UserError: the run has no pairs yet.
     """
     run.require("match")
-    design = _designs(truth := list(truth))
+    truth = list(truth)
+    design = designs((pair.original, pair.copy) for pair in truth)
     wanted: dict[str, set[str]] = defaultdict(set)
     group_of = {}
     for pair in truth:
@@ -112,7 +113,7 @@ def retrieval(run: RunDirectory, truth: Iterable[TruthPair]) -> dict[str, dict[s
         others = (match for match in dict.fromkeys(partners[query]) if match != query)
         hits = [match in copies for match in others if match in copies or design.get(match) != query]
         row = {f"recall@{k}": sum(hits[:k]) / min(k, len(copies)) for k in CUTOFFS}
-        row["mAP"] = _average_precision(hits, len(copies))
+        row["mAP"] = average_precision(hits, len(copies))
         figures[group_of[query]].append(row)
         figures["overall"].append(row)
     order = sorted(figures, key=lambda group: (group == "overall", group))
@@ -129,7 +130,8 @@ def verdicts(run: RunDirectory, truth: Iterable[TruthPair]) -> Verdicts:
         UserError: the run has no suspects yet.
     """
     run.require("judge")
-    design = _designs(truth := list(truth))
+    truth = list(truth)
+    design = designs((pair.original, pair.copy) for pair in truth)
     by_key = {frozenset((pair.original, pair.copy)): pair for pair in truth}
     accused = ("plagiarised", "identical")
     wanted = {key for key, pair in by_key.items() if pair.relation in accused}
@@ -151,7 +153,7 @@ def verdicts(run: RunDirectory, truth: Iterable[TruthPair]) -> Verdicts:
             or (pair.relation == "derived" and row["relation"] not in accused)
         )
         if pair.relation == "plagiarised":
-            named = _parts(row["modified_regions"])
+            named = parts_of(row["modified_regions"])
             overlaps.append(len(named & pair.modified) / max(len(named | pair.modified), 1))
     return Verdicts(
         suspects=len(right),
@@ -162,28 +164,6 @@ def verdicts(run: RunDirectory, truth: Iterable[TruthPair]) -> Verdicts:
         modified_iou=_mean(overlaps),
         precision_at={n: _mean(right[:n]) for n in (50, 100, 200, 400) if len(right) >= n},
     )
-
-
-def _designs(truth: Iterable[TruthPair]) -> dict[str, str]:
-    """Item -> the original of its design."""
-    design = {}
-    for pair in truth:
-        design[pair.original] = design[pair.copy] = pair.original
-    return design
-
-
-def _parts(regions: Iterable[str]) -> frozenset[str]:
-    # The paper counts both sleeves as one part.
-    return frozenset("sleeves" if "sleeve" in region else region for region in regions if region)
-
-
-def _average_precision(hits: list[bool], relevant: int) -> float:
-    found, total = 0, 0.0
-    for position, hit in enumerate(hits, 1):
-        if hit:
-            found += 1
-            total += found / position
-    return total / relevant
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -21,10 +21,10 @@ import numpy as np
 
 from psnet.regions import NUM_REGIONS, Presence
 from psnet.similarity import (
-    LEAST_ABOVE,
     SCORINGS,
     block_cosines,
     compare,
+    level_rank,
     mirrored_presence,
     normalise,
     room_above,
@@ -441,8 +441,6 @@ def _quantile(values: np.ndarray, usable: np.ndarray, quantile: float) -> tuple[
     count = usable.sum(1)
     rows = np.flatnonzero(count)
     values = np.where(usable, values, -np.inf)[rows]
-    among = np.floor(quantile * (count[rows] - 1)).astype(np.int64)
-    among = np.minimum(among, np.maximum(count[rows] - LEAST_ABOVE, 0))
-    place = values.shape[1] - count[rows] + among
+    place = values.shape[1] - count[rows] + level_rank(count[rows], quantile)
     value = np.take_along_axis(np.sort(values, axis=1), place[:, None], axis=1)
     return rows, (values == value).argmax(1)

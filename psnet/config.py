@@ -7,6 +7,7 @@ None, Literal, unions, ``tuple[X, ...]``, ``tuple[X, Y]``, ``list[X]``, ``dict[s
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -59,6 +60,26 @@ def load_config(
     for override in overrides:
         _merge(values, _parse_override(cls, override))
     return _build(cls, values)
+
+
+def add_options(parser: argparse.ArgumentParser, keys: str) -> None:
+    """The options ``--config FILE`` and ``--set KEY=VALUE`` for ``load_options``; ``keys`` names the
+    dataclass in the help."""
+    parser.add_argument("--config", type=Path, help=f"YAML file with the keys of {keys}")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key; may be repeated",
+    )
+
+
+def load_options(cls: type[Config], arguments: argparse.Namespace) -> Config:
+    """``load_config`` of what ``add_options`` read. Raises ConfigError."""
+    layers = [arguments.config] if arguments.config else []
+    return load_config(cls, *layers, overrides=arguments.overrides)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from psnet.boxes import areas, intersections, overlaps
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.model import PSNet
 from psnet.region_boxes import boxes_from_points
@@ -262,7 +263,7 @@ class Predictor:
             again: list[_Proposal] = []
             placed = self._place_all(pictures, proposals)
             for one, proposal in zip(placed, proposals, strict=True):
-                off = one.score >= self.min_score and _overlap(one.box, proposal.box) < LOOK_AGAIN
+                off = one.score >= self.min_score and overlaps(one.box, proposal.box) < LOOK_AGAIN
                 if off and look + 1 < LOOKS:
                     again.append(_Proposal(one.image, one.box))
                 else:
@@ -276,8 +277,7 @@ class Predictor:
         covered = np.zeros(len(pictures))
         for one in placed:
             if one.score >= self.min_score:
-                area = float((one.box[2:] - one.box[:2]).prod())
-                share = area / (pictures[one.image].width * pictures[one.image].height)
+                share = areas(one.box) / (pictures[one.image].width * pictures[one.image].height)
                 covered[one.image] = max(covered[one.image], share)
         return [
             _Proposal(i, np.array([0, 0, picture.width, picture.height], np.float32))
@@ -400,26 +400,14 @@ class Predictor:
         return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (4,)."""
-    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
-    inner = float(sides.prod())
-    return inner / max(float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - inner, 1e-6)
-
-
-def _share_inside(a: np.ndarray, b: np.ndarray) -> float:
-    """How much of box a (4,) lies in box b."""
-    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
-    return float(sides.prod()) / max(float((a[2:] - a[:2]).prod()), 1e-6)
-
-
 def _is_part(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether box a (4,) shows a part of what the greater box b shows."""
-    return _share_inside(a, b) > PART_OF_GARMENT and _share_inside(b, a) < SAME_GARMENT
+    shared = intersections(a, b)
+    return bool(shared > PART_OF_GARMENT * areas(a) and shared < SAME_GARMENT * areas(b))
 
 
 def _same_garment(a: np.ndarray, b: np.ndarray) -> bool:
-    return _overlap(a, b) > SAME_GARMENT or _is_part(a, b) or _is_part(b, a)
+    return bool(overlaps(a, b) > SAME_GARMENT) or _is_part(a, b) or _is_part(b, a)
 
 
 def _proper(boxes: np.ndarray) -> np.ndarray:

@@ -187,6 +187,26 @@ def _with_missing_regions(cos: np.ndarray, used: np.ndarray, weights: np.ndarray
 LEAST_ABOVE = 10
 """A level is at most the tenth greatest score: the greatest may be copies."""
 
+BACKGROUND_PICTURES = 1000
+BACKGROUND_QUANTILE = 0.99
+"""What levels are taken of outside the pair search, which has settings of these names: so many pictures, and
+this quantile of the scores with them."""
+
+
+def level_rank(count: np.ndarray | int, quantile: float) -> np.ndarray:
+    """How many of ``count`` scores lie below the level: those below the lower neighbour of the quantile, but
+    never so many that fewer than ``LEAST_ABOVE`` are left.
+
+    Args:
+        count: (...) numbers of scores. quantile: 0 to 1.
+
+    Returns:
+        (...) int64, from 0; -1 where there is no score.
+    """
+    among = np.floor(quantile * (np.asarray(count) - 1)).astype(np.int64)
+    return np.minimum(among, np.maximum(np.asarray(count) - LEAST_ABOVE, 0))
+
+
 # A garment that everything resembles leaves little room above its level; a division by none would blow up.
 _LEAST_ROOM = 0.05
 

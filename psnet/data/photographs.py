@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,10 +92,7 @@ def read_labels(
             continue
         try:
             row = json.loads(line)
-            boxes = np.full((NUM_REGIONS, 4), np.nan, np.float32)
-            for r, name in enumerate(REGIONS):
-                if row["regions"].get(name) is not None:
-                    boxes[r] = row["regions"][name]
+            boxes = read_regions(row["regions"])
             garment = LabelledGarment(
                 image_path=path.parent / row["image"],
                 split=row["split"],
@@ -111,6 +108,23 @@ def read_labels(
         if (splits is None or garment.split in splits) and (garment.upright or not upright_only):
             garments.append(garment)
     return garments
+
+
+def regions_row(region_boxes: np.ndarray) -> dict[str, list[float] | None]:
+    """Region boxes (5, 4) px, NaN where absent, as files have them: by name, null where absent."""
+    return {
+        name: None if np.isnan(edges[0]) else [round(float(v), 1) for v in edges]
+        for name, edges in zip(REGIONS, region_boxes, strict=True)
+    }
+
+
+def read_regions(row: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of `regions_row`, (5, 4) float32; a name may be missing."""
+    boxes = np.full((NUM_REGIONS, 4), np.nan, np.float32)
+    for r, name in enumerate(REGIONS):
+        if row.get(name) is not None:
+            boxes[r] = row[name]
+    return boxes
 
 
 def label_row(
@@ -141,10 +155,7 @@ def label_row(
             name: [round(float(x), 1), round(float(y), 1), int(v)]
             for name, (x, y, v) in zip(Taxonomy.load("clothing11").landmarks, landmarks, strict=True)
         },
-        "regions": {
-            name: None if np.isnan(edges[0]) else [round(float(v), 1) for v in edges]
-            for name, edges in zip(REGIONS, region_boxes, strict=True)
-        },
+        "regions": regions_row(region_boxes),
     }
 
 

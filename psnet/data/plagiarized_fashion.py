@@ -34,7 +34,8 @@ from typing import TypeVar
 import numpy as np
 
 from psnet.data.edits import PARTS
-from psnet.regions import GROUPS, NUM_REGIONS, REGIONS
+from psnet.data.photographs import read_regions, regions_row
+from psnet.regions import GROUPS
 from psnet.taxonomy import Taxonomy
 
 ITEM_COLUMNS = ("item_id", "image", "category", "group")
@@ -98,10 +99,7 @@ def box_row(item_id: str, box: np.ndarray, region_boxes: np.ndarray) -> dict[str
     return {
         "item_id": item_id,
         "bbox": [round(float(v), 1) for v in box],
-        "regions": {
-            name: None if np.isnan(edges[0]) else [round(float(v), 1) for v in edges]
-            for name, edges in zip(REGIONS, region_boxes, strict=True)
-        },
+        "regions": regions_row(region_boxes),
     }
 
 
@@ -118,10 +116,7 @@ def read_boxes(path: Path) -> dict[str, ItemBoxes]:
                 continue
             try:
                 row = json.loads(line)
-                regions = np.full((NUM_REGIONS, 4), np.nan, np.float32)
-                for r, name in enumerate(REGIONS):
-                    if row["regions"].get(name) is not None:
-                        regions[r] = row["regions"][name]
+                regions = read_regions(row["regions"])
                 box = np.asarray(row["bbox"], np.float32)
                 if box.shape != (4,):
                     raise ValueError(f"bbox has {box.size} numbers")

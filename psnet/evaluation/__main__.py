@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from psnet.config import ConfigError, load_config
+from psnet.config import ConfigError, add_options, load_options
 from psnet.evaluation import detection, landmarks, paper, pictures, plagiarism, retrieval
 from psnet.evaluation.baselines import NAMES
 from psnet.evaluation.benchmark import Benchmark, read_picture
@@ -274,21 +274,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments or the data."""
     parser = argparse.ArgumentParser(prog="psnet eval", description=__doc__)
     parser.add_argument("part", choices=tuple(PARTS))
-    parser.add_argument(
-        "--config", type=Path, help="YAML file with the keys of psnet.evaluation.settings.EvaluationSettings"
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key; may be repeated",
-    )
+    add_options(parser, "psnet.evaluation.settings.EvaluationSettings")
     arguments = parser.parse_args(argv)
     try:
-        layers = [arguments.config] if arguments.config else []
-        settings = load_config(EvaluationSettings, *layers, overrides=arguments.overrides)
+        settings = load_options(EvaluationSettings, arguments)
         tables = measure(arguments.part, settings)
     except (ValueError, FileNotFoundError) as error:  # ConfigError and WeightsError are ValueErrors
         print(f"psnet eval: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Benchmark:
     @property
     def design(self) -> dict[str, str]:
         """Item to the original of its design, for originals and copies."""
-        return designs(self.truth)
+        return designs((pair.original, pair.copy) for pair in self.truth)
 
     def subset(self, originals: int) -> Benchmark:
         """The first ``originals`` designs with their copies, and the same share of the other items: for
@@ -94,11 +94,11 @@ class Benchmark:
         )
 
 
-def designs(truth: Sequence[TruthPair]) -> dict[str, str]:
-    """Item to the original of its design."""
+def designs(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Item to the original of its design, from originals and their copies."""
     design = {}
-    for pair in truth:
-        design[pair.original] = design[pair.copy] = pair.original
+    for original, copy in pairs:
+        design[original] = design[copy] = original
     return design
 
 
@@ -174,7 +174,7 @@ def _truth_pair(row: Mapping[str, str], where: str) -> TruthPair:
     )
 
 
-def parts_of(regions: Sequence[str] | set[str] | frozenset[str]) -> frozenset[str]:
+def parts_of(regions: Iterable[str]) -> frozenset[str]:
     """Parts of a design: the paper's Table 1 counts both sleeves as one."""
     return frozenset("sleeves" if "sleeve" in region else region for region in regions)
 

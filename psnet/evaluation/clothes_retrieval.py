@@ -15,18 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from psnet.boxes import overlaps
 from psnet.data.deepfashion2_results import RetrievalResult
 
 MIN_IOU = 0.5
 TOP = (1, 5, 10, 15, 20)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (n, 4) and (m, 4) xyxy -> (n, m)."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
-    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
 
 
 def _boxes(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -58,7 +51,9 @@ def retrieval_accuracy(
     for image_id, entries in asked.items():
         own = found[image_id]
         stands_for = (
-            _iou(np.array([r.query_box for r in own]), _boxes(entries)).argmax(1) if own else np.empty(0, int)
+            overlaps(np.array([r.query_box for r in own])[:, None], _boxes(entries)).argmax(1)
+            if own
+            else np.empty(0, int)
         )
         for place, entry in enumerate(entries):
             if entry["style"] <= 0:
@@ -79,7 +74,7 @@ def retrieval_accuracy(
                 missed += 1
                 continue
             best = max(candidates, key=lambda result: result.query_score)
-            overlap = _iou(best.gallery_boxes, _boxes(right)) >= MIN_IOU
+            overlap = overlaps(best.gallery_boxes[:, None], _boxes(right)) >= MIN_IOU
             same = best.gallery_image_ids[:, None] == np.array([e["gallery_image_id"] for e in right])[None]
             hits = np.flatnonzero((overlap & same).any(1))
             first_right += [int(hits[0])] if len(hits) else []

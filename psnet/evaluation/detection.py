@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psnet.boxes import overlaps
 from psnet.data.photographs import LabelledGarment
 from psnet.evaluation.benchmark import read_picture
 from psnet.evaluation.intervals import (
@@ -44,16 +45,6 @@ def photographs(garments: Sequence[LabelledGarment]) -> list[Photograph]:
     for garment in garments:
         by_path.setdefault(str(garment.image_path), []).append(garment)
     return [Photograph(read_picture(shown[0].image_path), tuple(shown)) for shown in by_path.values()]
-
-
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union, boxes (m, 4) and others (n, 4) xyxy -> (m, n); 0 for empty boxes."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    both = np.prod(np.clip(high - low, 0, None), -1)
-    area, other_area = (np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), -1) for b in (boxes, others))
-    union = area[:, None] + other_area[None] - both
-    return np.divide(both, union, out=np.zeros_like(both, np.float64), where=union > 0)
 
 
 def matches(similarity: np.ndarray) -> np.ndarray:
@@ -132,7 +123,7 @@ def evaluate_detection(
         true = np.stack([g.box for g in photograph.garments])
         boxes = np.stack([g.box for g in garments]) if garments else np.zeros((0, 4), np.float32)
         scores = np.array([g.score for g in garments])
-        curves.append((scores, matches(overlaps(boxes, true)), len(true)))
+        curves.append((scores, matches(overlaps(boxes[:, None], true[None])), len(true)))
         counted = [g for g in garments if g.score >= min_score]
         for labelled in photograph.garments:
             best = best_overlap(counted, labelled.box)
@@ -165,7 +156,7 @@ def best_overlap(garments: Sequence[Garment], box: np.ndarray) -> tuple[Garment,
     """The garment that overlaps ``box`` (4,) most, with its IoU; None when none does."""
     if not garments:
         return None
-    iou = overlaps(np.stack([g.box for g in garments]), box[None])[:, 0]
+    iou = overlaps(np.stack([g.box for g in garments]), box)
     best = int(iou.argmax())
     return (garments[best], float(iou[best])) if iou[best] > 0 else None
 

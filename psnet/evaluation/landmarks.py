@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 
+from psnet.boxes import overlaps
 from psnet.data.photographs import LabelledGarment
 from psnet.evaluation import paper
 from psnet.evaluation.detection import (
@@ -18,7 +19,6 @@ from psnet.evaluation.detection import (
     best_overlap,
     bootstrap_ap,
     matches,
-    overlaps,
     predict_all,
 )
 from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
@@ -99,7 +99,7 @@ def landmark_figures(
                     errors[part].append(float(distance[at][visible[at]].mean()))
             if visible.any():
                 errors["overall"].append(float(distance[visible].mean()))
-            iou = overlaps(said.region_boxes, np.nan_to_num(true.region_boxes)).diagonal()
+            iou = overlaps(said.region_boxes, np.nan_to_num(true.region_boxes))
             for r, name in enumerate(REGIONS):
                 told[name].append(bool((said.presence[r] == Presence.PRESENT) == (not true.absent[r])))
                 if not true.absent[r]:

@@ -9,12 +9,14 @@ import numpy as np
 
 from psnet.evaluation.garments import GarmentTable
 from psnet.similarity import (
-    LEAST_ABOVE,
+    BACKGROUND_PICTURES,
+    BACKGROUND_QUANTILE,
     SCORINGS,
     Comparison,
     block_cosines,
     compare,
     compare_block,
+    level_rank,
     normalise,
 )
 
@@ -22,9 +24,6 @@ from psnet.similarity import (
 _ROWS = 128
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _PAIRS = 1024
-# As the pair search has it (conf/default.yaml, match.background_size and background_quantile).
-BACKGROUND_PICTURES = 1000
-BACKGROUND_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,7 @@ def levels(table: GarmentTable, settings: ScoreSettings, seed: int = 0) -> np.nd
         score = SCORINGS[settings.scoring](cos, comparable, settings.weights[table.group[at], None])
         score[table.item[at, None] == table.item[sample]] = -np.inf
         count = np.isfinite(score).sum(1)
-        among = np.floor(BACKGROUND_QUANTILE * (count - 1)).astype(int)
-        among = np.minimum(among, np.maximum(count - LEAST_ABOVE, 0))
-        place = np.minimum(score.shape[1] - count + among, score.shape[1] - 1)
+        place = score.shape[1] - count + level_rank(count, BACKGROUND_QUANTILE)
         value = np.take_along_axis(np.sort(score, axis=1), place[:, None], axis=1)[:, 0]
         out[at] = np.where(count > 0, value, 0)
     return out

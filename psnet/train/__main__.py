@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from psnet.config import ConfigError, load_config
+from psnet.config import ConfigError, add_options, load_options
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
 from psnet.detector import build_detector
+from psnet.landmarks import LandmarkBranch
 from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
 from psnet.predictor import Predictor
 from psnet.regions import GROUPS, NUM_REGIONS
@@ -49,6 +50,7 @@ from psnet.train.settings import TrainSettings
 from psnet.verdict import MAX_CHANGED_PARTS, Calibration
 from psnet.weights import load_part, save_description, save_part
 
+LANDMARKS_FILE = "landmarks.safetensors"
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
 PARTS = ("detector", "landmarks", "self-training", "retrieval", "region-weights", "calibration", "all")
@@ -88,9 +90,7 @@ def empty_images(settings: TrainSettings) -> list[Path]:
     """Pictures of the catalogue ``settings.empty`` that show no torso garment, labelled ones left out."""
     if settings.empty is None:
         return []
-    labelled = {
-        g.image_path.name for path in settings.labels for g in read_any_labels(Path(path), upright_only=False)
-    }
+    labelled = _splits(settings)
     return [
         p
         for p, category, _ in _catalogue(settings.empty)
@@ -103,12 +103,7 @@ def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
     labelled test picture."""
     if settings.background is None:
         return []
-    test = {
-        g.image_path.name
-        for path in settings.labels
-        for g in read_any_labels(Path(path), upright_only=False)
-        if g.split != settings.split
-    }
+    test = {name for name, splits in _splits(settings).items() if splits - {settings.split}}
     pictures = [
         (p, seller)
         for p, category, seller in _catalogue(settings.background)
@@ -125,15 +120,22 @@ def unlabelled_images(settings: TrainSettings) -> list[tuple[Path, str | None]]:
     so that the calibration meets strangers too."""
     if settings.unlabelled is None:
         return []
-    known = {
-        g.image_path.name for path in settings.labels for g in read_any_labels(Path(path), upright_only=False)
-    }
+    known = _splits(settings)
     pictures = [
         (p, settings.unlabelled_groups.get(category))
         for p, category, _ in _catalogue(settings.unlabelled)
         if category not in settings.empty_categories and p.name not in known
     ]
     return [p for i, p in enumerate(pictures) if i % 4]
+
+
+def _splits(settings: TrainSettings) -> dict[str, set[str]]:
+    """Names of all labelled pictures, with the splits of their garments."""
+    splits: dict[str, set[str]] = {}
+    for path in settings.labels:
+        for garment in read_any_labels(Path(path), upright_only=False):
+            splits.setdefault(garment.image_path.name, set()).add(garment.split)
+    return splits
 
 
 def _pseudo_labels(settings: TrainSettings) -> Path:
@@ -178,20 +180,35 @@ def train_detector(settings: TrainSettings) -> None:
 
 
 def train_landmarks(settings: TrainSettings) -> None:
-    train, held = load_garments(settings)
-    side = settings.model.crop_side
-    empty = empty_images(settings)
     model = build_landmark_branch(settings.model)
-    out = Path(settings.out)
+    _fit_landmarks(settings, model, "landmarks", settings.landmarks, load_garments(settings), settings.seed)
+
+
+def _fit_landmarks(
+    settings: TrainSettings,
+    model: LandmarkBranch,
+    name: str,
+    schedule: LoopSettings,
+    garments: tuple[list[LabelledGarment], list[LabelledGarment]],
+    seed: int,
+    proposer: Predictor | None = None,
+) -> None:
+    """Train ``model`` in OUT/NAME on the first of ``garments``, judged on the second, and save it;
+    ``proposer``: whose detector's boxes in pictures without a garment are learnt from."""
+    train, held = garments
+    side, out = settings.model.crop_side, Path(settings.out)
+    empty = empty_images(settings)
+    shown, judged = empty[HELD_EMPTY:], empty[:HELD_EMPTY]
+    mistaken = {path: proposer.propose([read_pixels(path)])[0] for path in shown} if proposer else {}
     fit(
         model,
-        LandmarkSamples(train, settings.seed, side, empty[HELD_EMPTY:]),
+        LandmarkSamples(train, seed, side, shown, mistaken),
         landmark_loss,
-        out / "landmarks",
-        _loop(settings, settings.landmarks),
-        lambda m: landmark_figures(m, held, side, empty[:HELD_EMPTY]),
+        out / name,
+        _loop(settings, schedule),
+        lambda m: landmark_figures(m, held, side, judged),
     )
-    save_part(model, out / "landmarks.safetensors")
+    save_part(model, out / LANDMARKS_FILE)
 
 
 def train_self(settings: TrainSettings) -> None:
@@ -200,7 +217,7 @@ def train_self(settings: TrainSettings) -> None:
     garments."""
     out = Path(settings.out)
     path = _pseudo_labels(settings)
-    retrieval, part = out / "retrieval.safetensors", out / "landmarks.safetensors"
+    retrieval = out / "retrieval.safetensors"
     if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
         save_part(build_retrieval_branch(settings.model), retrieval)
     save_description(out, settings.model, {})
@@ -209,21 +226,12 @@ def train_self(settings: TrainSettings) -> None:
         images = unlabelled_images(settings)
         count = write_pseudo_labels(predictor, images, path, settings.pseudo_score, settings.pseudo_presence)
         print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
-    train, held = load_garments(settings, pseudo_labels=True)
-    side = settings.model.crop_side
-    empty = empty_images(settings)
-    mistaken = {path: predictor.propose([read_pixels(path)])[0] for path in empty[HELD_EMPTY:]}
+    garments = load_garments(settings, pseudo_labels=True)
     model = build_landmark_branch(settings.model)
-    load_part(model, part)
-    fit(
-        model,
-        LandmarkSamples(train, settings.seed + 1, side, empty[HELD_EMPTY:], mistaken),
-        landmark_loss,
-        out / "self-training",
-        _loop(settings, settings.self_training),
-        lambda m: landmark_figures(m, held, side, empty[:HELD_EMPTY]),
-    )
-    save_part(model, part)
+    load_part(model, out / LANDMARKS_FILE)
+    # Another seed: the samples of the part landmarks have been seen.
+    seed = settings.seed + 1
+    _fit_landmarks(settings, model, "self-training", settings.self_training, garments, seed, predictor)
 
 
 def train_retrieval(settings: TrainSettings) -> None:
@@ -248,7 +256,7 @@ def train_retrieval(settings: TrainSettings) -> None:
 def _start_from_landmarks(model: nn.Module, settings: TrainSettings) -> None:
     """Give a branch that looks at the whole garment the landmark branch's backbone to start with, where that
     has been trained: from random weights the same training takes several times as long."""
-    part = Path(settings.out) / "landmarks.safetensors"
+    part = Path(settings.out) / LANDMARKS_FILE
     if part.exists():
         landmarks = build_landmark_branch(settings.model)
         load_part(landmarks, part)
@@ -368,17 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments or the data."""
     parser = argparse.ArgumentParser(prog="psnet train", description=__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument(
-        "--config", type=Path, help="YAML file with the keys of psnet.train.settings.TrainSettings"
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key; may be repeated",
-    )
+    add_options(parser, "psnet.train.settings.TrainSettings")
     arguments = parser.parse_args(argv)
     steps = {
         "detector": train_detector,
@@ -389,8 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "calibration": fit_calibration,
     }
     try:
-        layers = [arguments.config] if arguments.config else []
-        settings = load_config(TrainSettings, *layers, overrides=arguments.overrides)
+        settings = load_options(TrainSettings, arguments)
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         for name in steps if arguments.part == "all" else [arguments.part]:
             steps[name](settings)

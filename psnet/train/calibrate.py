@@ -19,11 +19,14 @@ from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.predictor import Garment, Predictor
 from psnet.regions import NUM_REGIONS
 from psnet.similarity import (
+    BACKGROUND_PICTURES,
+    BACKGROUND_QUANTILE,
     LEAST_ABOVE,
     best_regions_score,
     block_cosines,
     compare,
-    mirrored_presence,
+    compare_block,
+    level_rank,
     normalise,
 )
 from psnet.taxonomy import Taxonomy
@@ -46,9 +49,6 @@ CALIBRATION_CAMERA = CameraRange(
 # A catalogue of this many items may get one false suspect per 200 of them; pairs grow with its square.
 CATALOGUE = 4000
 FALSE_PER_ITEM = 1 / 200
-# As the pipeline's match.background_size and match.background_quantile.
-LEVEL_SAMPLE = 1000
-LEVEL_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ class Described:
         """(n,) what each reaches with a sample of others, see `psnet.similarity.normalise`."""
         cos, both = block_cosines(self.features, self.presence, sample.features, sample.presence)
         scores = np.sort(best_regions_score(cos, both, np.ones(NUM_REGIONS, np.float32)), axis=1)
-        count = scores.shape[1]
-        place = min(int(LEVEL_QUANTILE * (count - 1)), max(count - LEAST_ABOVE, 0))
-        return scores[:, place]
+        return scores[:, level_rank(scores.shape[1], BACKGROUND_QUANTILE)]
 
 
 @dataclass(frozen=True)
@@ -213,13 +211,14 @@ def stranger_pairs(strangers: Described, sellers: np.ndarray, sample: Described,
     ones = np.ones(NUM_REGIONS, np.float32)
     for start in range(0, len(sellers), 256):
         rows = np.arange(start, min(start + 256, len(sellers)))
-        score = np.full((len(rows), len(sellers)), -1, np.float32)
-        for features, presence in (
-            (strangers.features, strangers.presence),
-            (strangers.mirrored, mirrored_presence(strangers.presence)),
-        ):
-            cos, both = block_cosines(strangers.features[rows], strangers.presence[rows], features, presence)
-            score = np.maximum(score, best_regions_score(cos, both, ones))
+        score = compare_block(
+            strangers.features[rows],
+            strangers.presence[rows],
+            strangers.features,
+            strangers.presence,
+            np.broadcast_to(ones, (len(rows), NUM_REGIONS)),
+            mirrored_x=strangers.mirrored,
+        ).score
         score[sellers[rows, None] == sellers[None]] = -1
         score[rows[:, None] >= np.arange(len(sellers))[None]] = -1
         query, match = np.nonzero(score >= floor)
@@ -273,7 +272,7 @@ def calibrate(
         calibration = replace(Calibration.default(), kept_threshold=kept, suspect_threshold=round(score, 4))
         return calibration, {"pairs": float(len(labelled.parts)), "lost": float(labelled.lost)}
     described = Described.of(shown)
-    sample = described.take(np.arange(min(LEVEL_SAMPLE, len(shown))))
+    sample = described.take(np.arange(min(BACKGROUND_PICTURES, len(shown))))
     labelled = labelled_pairs(predictor, garments, sample, seed)
     kept = kept_thresholds(labelled)
     copied = labelled.parts <= MAX_CHANGED_PARTS

@@ -54,8 +54,8 @@ def write_pseudo_labels(
     predictor: Predictor,
     images: Sequence[tuple[Path, str | None]],
     out: Path,
-    min_score: float = 0.7,
-    min_presence: float = 0.8,
+    min_score: float,
+    min_presence: float,
     batch: int = 16,
 ) -> int:
     """Label the surest garment of every picture where the network is sure; returns the number of lines.

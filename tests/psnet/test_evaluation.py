@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from psnet.boxes import overlaps
 from psnet.config import ConfigError, load_config
 from psnet.data.photographs import LabelledGarment
 from psnet.evaluation import detection, landmarks, paper, plagiarism, retrieval
@@ -444,7 +445,7 @@ def test_an_original_without_a_garment(copied):
 def test_average_precision_by_hand():
     true = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32)
     boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [20, 0, 30, 8], [0, 0, 10, 9]], np.float32)
-    hit = detection.matches(detection.overlaps(boxes, true))
+    hit = detection.matches(overlaps(boxes[:, None], true[None]))
     # The third overlaps by 0.8; the fourth comes too late for a box that is taken.
     assert hit[:, 0].tolist() == [True, False, True, False] and hit[2].sum() == 7
     ap = detection.average_precision(np.array([0.9, 0.8, 0.7, 0.6]), hit, 2)
@@ -463,7 +464,7 @@ def test_average_precision_equals_pycocotools():
         true = np.concatenate([corner, corner + rng.uniform(30, 90, corner.shape)], 1)
         boxes = np.concatenate([true + rng.normal(0, 6, true.shape), true + 40])[: int(rng.integers(0, 5))]
         scores = np.sort(rng.random(len(boxes)))[::-1]
-        curves.append((scores, detection.matches(detection.overlaps(boxes, true)), len(true)))
+        curves.append((scores, detection.matches(overlaps(boxes[:, None], true[None])), len(true)))
 
         def xywh(box):
             return [*box[:2], *(box[2:] - box[:2])]

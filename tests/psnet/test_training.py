@@ -107,6 +107,23 @@ def test_triplet_is_zero_when_every_design_is_far_from_the_others():
     assert float(region_triplet(features, design, 0.5)) == pytest.approx(5 * 0.5, abs=0.05)
 
 
+def small_settings(folder, labels, **more):
+    """A train.yaml in ``folder`` for the tiny network; its path."""
+    settings = {
+        "labels": [str(labels)],
+        "masks": str(folder / "masks"),
+        "out": str(folder / "out"),
+        "holdout": 4,
+        "workers": 0,
+        "device": "cpu",
+        "model": dataclasses.asdict(PSNetConfig.tiny()),
+        **more,
+    }
+    path = folder / "train.yaml"
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
 def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     labels = write_labels(tmp_path / "rendered", 12, seed=1)
     shutil.copytree(tmp_path / "rendered" / "images", tmp_path / "unlabelled")
@@ -117,28 +134,19 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     unlabelled.write_text(
         "item_id,image,seller_id\n" + "".join(f"{p.stem},unlabelled/{p.name},s\n" for p in sorted(names))
     )
-    tiny = PSNetConfig.tiny()
-    config = {
-        "labels": [str(labels)],
-        "masks": str(tmp_path / "masks"),
-        "out": str(tmp_path / "out"),
-        "holdout": 4,
-        "workers": 0,
-        "device": "cpu",
-        "model": dataclasses.asdict(tiny),
-        **{
-            part: {"steps": 2, "batch": 4, "warmup": 1, "checkpoint_every": 2}
-            for part in ("detector", "landmarks", "self_training", "retrieval")
-        },
-        "region_weight_samples": 12,
-        "unlabelled": str(unlabelled),
-        "pseudo_score": 0.0,
-        "pseudo_presence": 0.0,
-    }
-    (tmp_path / "train.yaml").write_text(json.dumps(config))
+    schedule = {"steps": 2, "batch": 4, "warmup": 1, "checkpoint_every": 2}
+    config = small_settings(
+        tmp_path,
+        labels,
+        **dict.fromkeys(("detector", "landmarks", "self_training", "retrieval"), schedule),
+        region_weight_samples=12,
+        unlabelled=str(unlabelled),
+        pseudo_score=0.0,
+        pseudo_presence=0.0,
+    )
     for part in ("detector", "landmarks", "self-training", "retrieval", "region-weights"):
-        assert main([part, "--config", str(tmp_path / "train.yaml")]) == 0
-    assert main(["calibration", "--config", str(tmp_path / "train.yaml")]) in (
+        assert main([part, "--config", config]) == 0
+    assert main(["calibration", "--config", config]) in (
         0,
         2,
     )  # two steps may find no garment at all
@@ -153,18 +161,9 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
 def test_every_branch_is_trained_by_the_same_command(tmp_path, branch):
     labels = write_labels(tmp_path / "rendered", 8, seed=1)
     model = dataclasses.asdict(PSNetConfig.tiny()) | {"retrieval": branch}
-    settings = {
-        "labels": [str(labels)],
-        "masks": str(tmp_path / "masks"),
-        "out": str(tmp_path / "out"),
-        "holdout": 4,
-        "workers": 0,
-        "device": "cpu",
-        "model": model,
-        "retrieval": {"steps": 2, "batch": 3, "warmup": 1, "checkpoint_every": 2},
-    }
-    (tmp_path / "train.yaml").write_text(json.dumps(settings))
-    assert main(["retrieval", "--config", str(tmp_path / "train.yaml")]) == 0
+    schedule = {"steps": 2, "batch": 3, "warmup": 1, "checkpoint_every": 2}
+    config = small_settings(tmp_path, labels, model=model, retrieval=schedule)
+    assert main(["retrieval", "--config", config]) == 0
     assert (tmp_path / "out" / "retrieval.safetensors").exists()
 
 

@@ -1,0 +1,25 @@
+"""Boxes xyxy as arrays: how much of one lies in another."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def areas(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4) -> (...); 0 for empty ones."""
+    return np.prod(np.clip(boxes[..., 2:] - boxes[..., :2], 0, None), -1)
+
+
+def intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Area that boxes (..., 4) share with others (..., 4), which broadcast -> (...)."""
+    low = np.maximum(boxes[..., :2], others[..., :2])
+    high = np.minimum(boxes[..., 2:], others[..., 2:])
+    return areas(np.concatenate([low, high], -1))
+
+
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (..., 4) and others (..., 4), which broadcast -> (...) float64; 0 for
+    empty boxes."""
+    both = intersections(boxes, others)
+    union = areas(boxes) + areas(others) - both
+    return np.divide(both, union, out=np.zeros_like(both, np.float64), where=union > 0)
