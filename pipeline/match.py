@@ -29,6 +29,7 @@ import contextlib
 import functools
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,12 +44,27 @@ from threadpoolctl import threadpool_limits
 from pipeline.calibration import load_calibration
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
-from pipeline.kernel import Block, Floors, Garments, Kept, Pairs, Wanted, background, best_pairs, rescore
+from pipeline.half import rows_as_float32
+from pipeline.kernel import (
+    Block,
+    Candidates,
+    Floors,
+    Garments,
+    Kept,
+    Pairs,
+    Wanted,
+    background,
+    best_pairs,
+    prune,
+    rescore,
+    rounding_slack,
+)
 from pipeline.progress import track
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.runtime import init_ray
 from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
+from pipeline.sift import PERHAPS_REACHED, push_all
 from pipeline.vectors import (
     Vectors,
     garment_count,
@@ -73,19 +89,9 @@ _LEVELS_AT_ONCE = 4096
 _TASK_RETRIES = 5
 
 _BLOCK_SCHEMA = pa.schema(
-    [
-        ("query", pa.int32()),
-        ("match", pa.int32()),
-        ("score", pa.float32()),
-        ("normalised", pa.float32()),
-        *((column, pa.float32()) for column in COS_COLUMNS),
-        ("comparable", pa.uint8()),
-        ("mirrored", pa.bool_()),
-        ("query_garment", pa.int16()),
-        ("match_garment", pa.int16()),
-    ]
+    [("query", pa.int32()), ("match", pa.int32()), ("value", pa.float32()), ("reach", pa.uint8())]
 )
-"""``pipeline.kernel.Pairs``; ``comparable`` holds bit r for region r. Numbers count the search's pictures."""
+"""``pipeline.kernel.Candidates``. Numbers count the search's pictures."""
 
 
 def match(run: RunDirectory, settings: Settings) -> None:
@@ -259,7 +265,8 @@ class _Job:
     quantile: float
 
     def block(self, pictures: np.ndarray) -> Block:
-        """The garments of these pictures (ascending), in memory."""
+        """The garments of these pictures (ascending). Where no picture between them is left out, their
+        features stay on disk."""
         vectors, starts = _opened(self.target)
         stops = np.append(starts[1:], len(vectors))
         count = stops[pictures] - starts[pictures]
@@ -273,13 +280,15 @@ class _Job:
 
     def _block(self, pictures: np.ndarray, block_starts: np.ndarray, rows: np.ndarray) -> Block:
         vectors, _ = _opened(self.target)
-        garments = self.garments(rows)
         level = _levels(self.target)[rows]
+        at: slice | np.ndarray = rows
+        if len(rows) and (np.diff(rows) == 1).all():
+            at = slice(rows[0], rows[-1] + 1)
         return Block(
-            features=garments.features,
-            mirrored=_features(vectors.mirrored, rows),
-            presence=garments.presence,
-            weights=garments.weights,
+            features=vectors.features[at],
+            mirrored=vectors.mirrored[at],
+            presence=vectors.presence[rows],
+            weights=self._weights(rows),
             level=level if self.rank_by == "normalised_score" else np.zeros_like(level),
             garment=vectors.garment[rows],
             starts=block_starts,
@@ -289,22 +298,36 @@ class _Job:
     def garments(self, rows: np.ndarray) -> Garments:
         """Rows of the vectors, in memory."""
         vectors, starts = _opened(self.target)
-        presence = vectors.presence[rows]
-        # A garment of no known group weighs all regions alike.
-        table = np.concatenate([self.region_weights, np.ones((1, NUM_REGIONS), np.float32)])
         return Garments(
-            features=_features(vectors.features, rows),
-            presence=presence,
-            weights=table[vectors.group[rows]],
+            features=rows_as_float32(vectors.features, rows),
+            presence=vectors.presence[rows],
+            weights=self._weights(rows),
             picture=np.searchsorted(starts, rows, side="right") - 1,
         )
 
+    def _weights(self, rows: np.ndarray) -> np.ndarray:
+        # A garment of no known group weighs all regions alike.
+        table = np.concatenate([self.region_weights, np.ones((1, NUM_REGIONS), np.float32)])
+        return table[_opened(self.target)[0].group[rows]]
 
-def _features(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows as float32. Converted once here: from float16 it costs more than comparing."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return features[rows[0] : rows[-1] + 1].astype(np.float32)
-    return features[rows].astype(np.float32)
+    def slack(self) -> float:
+        """See ``rounding_slack``; of all garments, since what is known comes from all blocks."""
+        level = _levels(self.target) if self.rank_by == "normalised_score" else np.zeros(1, np.float32)
+        return rounding_slack(level, level)
+
+
+# The blocks that a worker has seen last, with their codes: the next task has one of them, as a rule.
+_BLOCKS_AT_HAND = 3
+_at_hand: OrderedDict[tuple[Path, bytes], Block] = OrderedDict()
+
+
+def _block_at_hand(job: _Job, pictures: np.ndarray) -> Block:
+    key = job.target, pictures.tobytes()
+    block = _at_hand.pop(key, None) or job.block(pictures)
+    _at_hand[key] = block
+    while len(_at_hand) > _BLOCKS_AT_HAND:
+        _at_hand.popitem(last=False)
+    return block
 
 
 @functools.lru_cache(maxsize=1)
@@ -330,26 +353,11 @@ class _Known:
     def floors(self, pictures: np.ndarray) -> Floors:
         return Floors(self._best[pictures, 0], self._reached[pictures, 0])
 
-    def add(self, query: np.ndarray, score: np.ndarray, normalised: np.ndarray) -> None:
+    def add(self, candidates: Candidates) -> None:
         """Take in a block's pairs."""
-        reached = self._wanted.reached(score, normalised)
-        _keep_best(self._best, query, normalised)
-        _keep_best(self._reached, query[reached], normalised[reached])
-
-
-def _keep_best(best: np.ndarray, query: np.ndarray, value: np.ndarray) -> None:
-    """Merge values into the greatest so far: rows of ``best`` (queries, width), ascending."""
-    width = best.shape[1]
-    order = np.lexsort((-value, query))
-    query, value = query[order], value[order]
-    queries, first, count = np.unique(query, return_index=True, return_counts=True)
-    place = np.arange(len(query)) - np.repeat(first, count)
-    fits = place < width
-    fresh = np.full((len(queries), int(min(count.max(initial=0), width))), -np.inf, np.float32)
-    fresh[np.repeat(np.arange(len(queries)), count)[fits], place[fits]] = value[fits]
-    merged = np.concatenate([best[queries], fresh], axis=1)
-    merged.sort(axis=1)
-    best[queries] = merged[:, -width:]
+        surely = candidates.surely
+        push_all(self._best, candidates.query, candidates.value)
+        push_all(self._reached, candidates.query[surely], candidates.value[surely])
 
 
 class Search:
@@ -483,9 +491,7 @@ class Search:
         return self.job, rows, columns, known.floors(rows), backward, self.path(i, j).resolve()
 
     def _read_block(self, block: tuple[int, int], known: _Known) -> None:
-        names = ["query", "score", "normalised"]
-        table = pq.read_table(self.path(*block), columns=names)
-        known.add(*(table[name].to_numpy() for name in names))
+        known.add(_read_candidates(self.path(*block)))
 
     def _ask_index(
         self, run: RunDirectory, missing: list[tuple[int, int]], advance: Callable[[], None]
@@ -520,12 +526,14 @@ class Search:
             query = np.searchsorted(block.starts, found.query, side="right") - 1
             others = block.picture[query] != match_picture
             query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
-            partners = self.job.block(np.unique(match_picture))
-            place = np.searchsorted(partners.picture, match_picture)
-            pairs = rescore(
-                block, partners, query, place, scoring=self.job.scoring, mirrored=self.job.mirrored
+            # All of them are compared: what the index says of a pair is no bound.
+            every = Candidates(
+                block.picture[query].astype(np.int32),
+                match_picture.astype(np.int32),
+                np.full(len(query), np.inf, np.float32),
+                np.full(len(query), PERHAPS_REACHED, np.uint8),
             )
-            _commit_block(self.path(i, j), [Kept(pairs, left_out=0)])
+            _commit_block(self.path(i, j), [Kept(every, left_out=0)])
             advance()
 
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
@@ -575,11 +583,18 @@ def _compute_block(
     target: Path,
 ) -> None:
     """The task: one pair of blocks, committed as ``target``."""
-    left = job.block(rows)
-    right = left if np.array_equal(rows, columns) else job.block(columns)
-    with _one_thread():
+    left = _block_at_hand(job, rows)
+    right = left if np.array_equal(rows, columns) else _block_at_hand(job, columns)
+    with threadpool_limits(1):
         found = best_pairs(
-            left, right, job.wanted, row_floors, column_floors, scoring=job.scoring, mirrored=job.mirrored
+            left,
+            right,
+            job.wanted,
+            row_floors,
+            column_floors,
+            slack=job.slack(),
+            scoring=job.scoring,
+            mirrored=job.mirrored,
         )
     _commit_block(target, [side for side in found if side is not None])
 
@@ -587,36 +602,20 @@ def _compute_block(
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The task: level and distinctiveness of some garments, see ``pipeline.kernel.background``."""
     sample = job.garments(job.sample)
-    with _one_thread():
+    with threadpool_limits(1):  # OpenBLAS loses four fifths of its speed at splitting a tile's small products
         return background(job.garments(rows), sample, job.quantile, scoring=job.scoring)
 
 
-def _one_thread() -> threadpool_limits:
-    """OpenBLAS splits the small products of a tile among its threads and loses four fifths of its speed."""
-    return threadpool_limits(1, user_api="blas")
-
-
 def _commit_block(target: Path, sides: Sequence[Kept]) -> None:
-    table = pa.concat_tables([_block_table(side.pairs) for side in sides])
+    every = Candidates.joined([side.candidates for side in sides])
     left_out = sum(side.left_out for side in sides)
+    table = pa.Table.from_arrays(list(vars(every).values()), schema=_BLOCK_SCHEMA)
     _commit(target, table.replace_schema_metadata({"left_out": str(left_out)}))
 
 
-def _block_table(pairs: Pairs) -> pa.Table:
-    bits = np.packbits(pairs.comparable, axis=1, bitorder="little")[:, 0]
-    columns = [
-        pairs.query,
-        pairs.match,
-        pairs.score,
-        pairs.normalised,
-        *pairs.cos.T,
-        bits,
-        pairs.mirrored,
-        pairs.query_garment,
-        pairs.match_garment,
-    ]
-    arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, _BLOCK_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=_BLOCK_SCHEMA)
+def _read_candidates(path: Path) -> Candidates:
+    table = pq.read_table(path)
+    return Candidates(*(np.array(table[name]) for name in _BLOCK_SCHEMA.names))
 
 
 def _commit(target: Path, table: pa.Table) -> None:
@@ -659,9 +658,10 @@ def _item_pairs(
 ) -> tuple[pa.Table, int]:
     """Rows of PAIR_SCHEMA for the items of ``pictures``, and how many pairs the limit left out."""
     wanted, sides = search.wanted, search.sides
-    pairs = _picture_pairs(search, number, pictures)
+    pairs, beyond = _picture_pairs(search, number, pictures)
     pairs = pairs.take(np.lexsort((pairs.match, -pairs.score, -pairs.normalised, pairs.query)))
     kept, left_out = _best_of_each(pairs.query, pairs.score, pairs.normalised, wanted)
+    left_out += beyond
     pairs = Pairs.joined([pairs.take(kept), _same_picture_pairs(search, pictures)])
 
     # To items: every query item of the one picture with the first partners of the other.
@@ -684,27 +684,28 @@ def _item_pairs(
     return table, left_out + dropped
 
 
-def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> Pairs:
-    """All that the blocks hold for one block of queries."""
+def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> tuple[Pairs, int]:
+    """All that the blocks hold for one block of queries, compared exactly, less what cannot be among those
+    kept; how many of these the limit leaves out."""
     parts = []
     for i, j in search.blocks:
         if number == i or (search.sides.symmetric and number == j):
-            table = pq.read_table(search.path(i, j))
-            query = table["query"].to_numpy()
-            parts.append(table.filter((query >= pictures[0]) & (query <= pictures[-1])))
-    table = pa.concat_tables(parts) if parts else _BLOCK_SCHEMA.empty_table()
-    bits = table["comparable"].to_numpy()[:, None]
-    return Pairs(
-        query=table["query"].to_numpy().astype(np.int64),
-        match=table["match"].to_numpy().astype(np.int64),
-        score=table["score"].to_numpy(),
-        normalised=table["normalised"].to_numpy(),
-        cos=np.stack([table[column].to_numpy() for column in COS_COLUMNS], axis=1),
-        comparable=np.unpackbits(bits, axis=1, count=NUM_REGIONS, bitorder="little").astype(bool),
-        mirrored=table["mirrored"].to_numpy(),
-        query_garment=table["query_garment"].to_numpy(),
-        match_garment=table["match_garment"].to_numpy(),
-    )
+            part = _read_candidates(search.path(i, j))
+            parts.append(part.take((part.query >= pictures[0]) & (part.query <= pictures[-1])))
+    every = Candidates.joined(parts)
+    job, none = search.job, np.full(len(pictures), -np.inf, np.float32)
+    local = replace(every, query=np.searchsorted(pictures, every.query))
+    kept, left_out = prune(local, search.wanted, Floors(none, none), job.slack())
+    catalogue = _catalogue(job)
+    query = pictures[kept.query]
+    return rescore(
+        catalogue, catalogue, query, kept.match, scoring=job.scoring, mirrored=job.mirrored
+    ), left_out
+
+
+def _catalogue(job: _Job) -> Block:
+    """All pictures: a picture's number is its position."""
+    return job.block(np.arange(len(_opened(job.target)[1])))
 
 
 def _same_picture_pairs(search: Search, pictures: np.ndarray) -> Pairs:
