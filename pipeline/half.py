@@ -10,10 +10,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 
-@intrinsic
-def to_float32(typing_context: Any, bits: Any) -> Any:
-    """The number whose bits as float16 are ``bits`` (uint16): one instruction, and a vector of them in a
-    loop."""
+def _to_float32(typing_context: Any, bits: Any) -> Any:
     if bits != types.uint16:
         return None
 
@@ -22,6 +19,11 @@ def to_float32(typing_context: Any, bits: Any) -> Any:
         return builder.fpext(half, ir.FloatType())
 
     return types.float32(types.uint16), convert
+
+
+to_float32: Any = intrinsic(_to_float32)
+"""The number whose bits as float16 are the argument (uint16): one instruction, and a vector of them in a
+loop."""
 
 
 @njit(cache=True, nogil=True)

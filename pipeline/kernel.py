@@ -45,6 +45,7 @@ from pipeline.sift import (
     Side,
     coarse_scores,
     collect,
+    columns_of_rank,
     mark,
     presence_codes,
     push_all,
@@ -72,6 +73,8 @@ _TILE_ROWS = 512
 _TILE_COLUMNS = 512
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _RESCORED_AT_ONCE = 1024
+# Garments whose cosines with the sample are looked at together, five planes of float32.
+_LEVEL_ROWS = 128
 # Pictures that a query meets first, see ``_seed``.
 _SEEDS = 1024
 # Candidates held before those that cannot win are thrown out, 13 bytes each.
@@ -630,8 +633,8 @@ def background(
     level = np.zeros(count, np.float32)
     distinctiveness = np.full(garments.presence.shape, np.nan, np.float32)
     features, others = _planes(garments.features), _planes(sample.features)
-    for start in range(0, count, _TILE_ROWS):
-        at = slice(start, start + _TILE_ROWS)
+    for start in range(0, count, _LEVEL_ROWS):
+        at = slice(start, start + _LEVEL_ROWS)
         cos, comparable = block_cosines(features[at], garments.presence[at], others, sample.presence)
         stranger = garments.picture[at, None] != sample.picture[None]
         scores = SCORINGS[scoring](cos, comparable, garments.weights[at, None])
@@ -666,7 +669,5 @@ def _quantile(values: np.ndarray, usable: np.ndarray, quantile: float) -> tuple[
     most the ``LEAST_ABOVE``-th greatest)."""
     count = usable.sum(1)
     rows = np.flatnonzero(count)
-    values = np.where(usable, values, -np.inf)[rows]
-    place = values.shape[1] - count[rows] + level_rank(count[rows], quantile)
-    value = np.take_along_axis(np.sort(values, axis=1), place[:, None], axis=1)
-    return rows, (values == value).argmax(1)
+    rank = count[rows] - level_rank(count[rows], quantile)
+    return rows, columns_of_rank(np.ascontiguousarray(values[rows]), usable[rows], rank)

@@ -1,7 +1,8 @@
 """Stage match: all pairs of the catalogue, block by block on Ray.
 
-    garments/*.parquet ─ vectors (memory-mapped) ─▶ background levels ─▶ [Ray: a task per pair of blocks]
-                                              ─▶ match/KEY/block-i-j.parquet ─▶ pairs.parquet
+    garments/*.parquet ─ vectors (memory-mapped) ─▶ background levels
+        ─▶ [Ray: a task per pair of blocks] match/KEY/block-i-j.parquet, candidates scored up to rounding
+        ─▶ [Ray: a task per block of queries] match/KEY/pairs-i.parquet, compared exactly ─▶ pairs.parquet
 
 A pair is ranked by its normalised score (``match.rank_by``), which takes the levels of its two garments. So
 the levels of all garments come first.
@@ -9,8 +10,12 @@ the levels of all garments come first.
 A block is a run of pictures, in the order of their items' identifiers. Blocks (i <= j) hold every pair once;
 a task gives both directions. A finished block is a file, and a rerun computes only what is missing. What a
 query keeps (its best ``best_k`` partners, and all from the thresholds on, at most ``max_pairs_per_item``) can
-be told without the other blocks; what those have found already only spares a task from writing pairs that
-cannot win.
+be told without the other blocks; what those have found already only spares a task from looking closely at
+pairs that cannot win.
+
+A block stays in the shared file of vectors, memory-mapped: a node reads it once, all of its workers have it,
+and tasks that follow each other share blocks, so that it is still there when it is needed again. A worker
+keeps the eight-bit codes of the last few, which cost less to make than to move.
 
 In a sweep the originals are the queries and all other items the partners; pairs among the originals, or among
 the others, are not looked at. It goes through the index where that is an approximate one (a choice for
@@ -20,7 +25,7 @@ ranked by the normalised one.
 
 Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
 identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
-queries + block) beside ``max_pairs_per_item`` scores per picture.
+queries + block) a worker, beside ``max_pairs_per_item`` scores per picture in the driver.
 """
 
 from __future__ import annotations
@@ -133,7 +138,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
             index_of = run if through_index else None
             search = Search(folder, settings, calibration, members.sides(vectors), index_of)
             search.run()
-            _write_pairs(run.pairs_path, search, vectors, stage)
+            _write_pairs(run.pairs_path, search, stage)
             write_atomically(run.match_dir / BACKGROUND_FILE, (folder / BACKGROUND_FILE).read_bytes())
             remove_vectors(target)
             stage.count_in = sum(garment_count(shard, members.pictures) for shard in shards)
@@ -372,7 +377,7 @@ class Search:
         index_of: RunDirectory | None = None,
     ) -> None:
         """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared."""
-        self.folder = folder
+        self.folder = folder.resolve()
         self._index_of = index_of
         self.sides = sides
         self.calibration = calibration
@@ -400,11 +405,14 @@ class Search:
             if not sides.symmetric or i <= j
         ]
         # The blocks on the diagonal first: they touch every picture, and what they find spares the others
-        # work.
-        self.blocks.sort(key=lambda block: (abs(block[0] - block[1]), block))
+        # work. Then along a curve on which neighbours share their pictures: a node's memory holds what it
+        # reads again soon.
+        self.blocks.sort(
+            key=lambda block: (block[0] != block[1] if sides.symmetric else False, _place_on_curve(*block))
+        )
         self.found = sum(self.path(*block).exists() for block in self.blocks)
         self.job = _Job(
-            target=(folder / "vectors").resolve(),
+            target=self.folder / "vectors",
             scoring=chosen.scoring,
             mirrored=chosen.mirrored,
             region_weights=calibration.weights,
@@ -425,7 +433,7 @@ class Search:
     def _sample(self, size: int) -> np.ndarray:
         """The first garment of some pictures among the partners: those of the smallest hashes, which are
         random numbers that do not depend on the catalogue's order."""
-        vectors, starts = _opened((self.folder / "vectors").resolve())
+        vectors, starts = _opened(self.folder / "vectors")
         rows = starts[np.flatnonzero(self.sides.partners.count)]
         order = pc.sort_indices(vectors.sha256.take(rows)).to_numpy()
         return np.sort(rows[order[:size]])
@@ -451,6 +459,26 @@ class Search:
                     progress.advance()
             else:
                 self._run_on_ray(missing, known, progress.advance)
+
+    def parts(self) -> list[Path]:
+        """The pairs of each block of queries as files of PAIR_SCHEMA, of which those missing are made."""
+        numbers = range(len(self._rows))
+        missing = [number for number in numbers if not self.part_path(number).exists()]
+        with track(len(missing), "match", "blocks of queries") as progress:
+            if len(missing) <= 1 or self._index_of is not None:
+                for number in missing:
+                    _write_part(self, number)
+                    progress.advance()
+            else:
+                with _on_ray(self._settings) as (ray, as_task):
+                    write, search = as_task(_write_part), ray.put(self)
+                    tasks = ((number, functools.partial(write.remote, search, number)) for number in missing)
+                    for _ in _in_turn(ray, tasks):
+                        progress.advance()
+        return [self.part_path(number) for number in numbers]
+
+    def part_path(self, number: int) -> Path:
+        return self.folder / f"pairs-{number}.parquet"
 
     @property
     def levels_path(self) -> Path:
@@ -488,7 +516,7 @@ class Search:
         i, j = block
         rows, columns = self._rows[i], self._columns[j]
         backward = known.floors(columns) if self.sides.symmetric and i != j else None
-        return self.job, rows, columns, known.floors(rows), backward, self.path(i, j).resolve()
+        return self.job, rows, columns, known.floors(rows), backward, self.path(i, j)
 
     def _read_block(self, block: tuple[int, int], known: _Known) -> None:
         known.add(_read_candidates(self.path(*block)))
@@ -537,37 +565,63 @@ class Search:
             advance()
 
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
-        init_ray(self._settings)
-        import ray
-
-        as_task: Any = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)
-        compute = as_task(_compute_block)
-        job = ray.put(self.job)
-        running: dict[Any, tuple[int, int]] = {}
-        waiting = iter(missing)
-        # A few tasks wait at the workers' doors; the rest are told first what earlier ones have found.
-        places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        try:
-            level_of = as_task(_compute_levels)
+        with _on_ray(self._settings) as (ray, as_task):
+            compute, level_of = as_task(_compute_block), as_task(_compute_levels)
+            job = ray.put(self.job)
             self._commit_levels(ray.get([level_of.remote(job, rows) for rows in self._level_parts()]))
-            while True:
-                while len(running) < places and (block := next(waiting, None)) is not None:
-                    running[compute.remote(job, *self._task(block, known)[1:])] = block
-                if not running:
-                    return
-                done, _ = ray.wait(list(running), num_returns=1)
-                block = running.pop(done[0])
-                ray.get(done[0])
+
+            def start(block: tuple[int, int]) -> Any:
+                return compute.remote(job, *self._task(block, known)[1:])
+
+            tasks = ((block, functools.partial(start, block)) for block in missing)
+            for block in _in_turn(ray, tasks):
                 self._read_block(block, known)
                 advance()
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, OSError):
-                raise cause from None
-            raise
-        except ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(f"the pair search stopped: {reason}; finished blocks are kept") from error
+
+
+@contextlib.contextmanager
+def _on_ray(settings: Settings) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
+    """Ray, and what makes a task of a function; what goes wrong there is told in one line."""
+    init_ray(settings)
+    import ray
+
+    try:
+        yield ray, ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, OSError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"the pair search stopped: {reason}; finished blocks are kept") from error
+
+
+def _in_turn(ray: Any, tasks: Iterable[tuple[Any, Callable[[], Any]]]) -> Iterator[Any]:
+    """Start tasks, a few at a time, so that the later ones can be told what the earlier ones have found;
+    names of those that are done, as they are done.
+
+    Args:
+        tasks: (name, what starts it and gives its reference).
+    """
+    waiting = iter(tasks)
+    running: dict[Any, Any] = {}
+    while True:
+        # Workers may come and go: two tasks for each, so that none waits.
+        places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        while len(running) < places and (task := next(waiting, None)) is not None:
+            running[task[1]()] = task[0]
+        if not running:
+            return
+        done, _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(done[0])
+        ray.get(done[0])
+        yield name
+
+
+def _place_on_curve(i: int, j: int) -> int:
+    """Of a block of pairs, on Morton's curve: the bits of i and j in turn."""
+    return sum((i >> bit & 1) << (2 * bit + 1) | (j >> bit & 1) << (2 * bit) for bit in range(32))
 
 
 def _slices(pictures: np.ndarray, size: int) -> list[np.ndarray]:
@@ -633,29 +687,31 @@ def _commit(target: Path, table: pa.Table) -> None:
 # --- from pairs of pictures to pairs of items
 
 
-def _write_pairs(target: Path, search: Search, vectors: Vectors, stage: StageRecord) -> None:
-    """pairs.parquet, one block of queries at a time."""
-    levels = _levels(search.job.target)
+def _write_pairs(target: Path, search: Search, stage: StageRecord) -> None:
+    """pairs.parquet, one block of queries after the other."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    count = left_out = 0
+    parts, count = search.parts(), 0
+    files = [*(search.path(*block) for block in search.blocks), *parts]
     try:
         with pq.ParquetWriter(temporary, PAIR_SCHEMA) as writer:
-            for number, pictures in enumerate(search.query_blocks):
-                table, dropped = _item_pairs(search, number, pictures, vectors, levels)
-                writer.write_table(table)
+            for part in parts:
+                table = pq.read_table(part)
+                writer.write_table(table.replace_schema_metadata(PAIR_SCHEMA.metadata))
                 count += table.num_rows
-                left_out += dropped
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    left_out += sum(int(pq.read_schema(search.path(*block)).metadata[b"left_out"]) for block in search.blocks)
     stage.count_out = count
-    stage.note(pairs_left_out=left_out)
+    stage.note(pairs_left_out=sum(int(pq.read_schema(file).metadata[b"left_out"]) for file in files))
 
 
-def _item_pairs(
-    search: Search, number: int, pictures: np.ndarray, vectors: Vectors, levels: np.ndarray
-) -> tuple[pa.Table, int]:
+def _write_part(search: Search, number: int) -> None:
+    """The task: the pairs of one block of queries, from what the blocks hold for it."""
+    table, left_out = _item_pairs(search, number, search.query_blocks[number])
+    _commit(search.part_path(number), table.replace_schema_metadata({"left_out": str(left_out)}))
+
+
+def _item_pairs(search: Search, number: int, pictures: np.ndarray) -> tuple[pa.Table, int]:
     """Rows of PAIR_SCHEMA for the items of ``pictures``, and how many pairs the limit left out."""
     wanted, sides = search.wanted, search.sides
     pairs, beyond = _picture_pairs(search, number, pictures)
@@ -680,7 +736,7 @@ def _item_pairs(
     row, query, match_item = row[order], query[order], match_item[order]
     kept, dropped = _best_of_each(query, pairs.score[row], pairs.normalised[row], wanted)
     row, query, match_item = row[kept], query[kept], match_item[kept]
-    table = _pair_table(search, pairs.take(row), query, match_item, vectors, levels)
+    table = _pair_table(search, pairs.take(row), query, match_item)
     return table, left_out + dropped
 
 
@@ -735,14 +791,8 @@ def _best_of_each(
     return np.flatnonzero(kept), int((reached & ~kept).sum())
 
 
-def _pair_table(
-    search: Search,
-    pairs: Pairs,
-    query: np.ndarray,
-    match_item: np.ndarray,
-    vectors: Vectors,
-    levels: np.ndarray,
-) -> pa.Table:
+def _pair_table(search: Search, pairs: Pairs, query: np.ndarray, match_item: np.ndarray) -> pa.Table:
+    vectors, levels = _opened(search.job.target)[0], _levels(search.job.target)
     verdict = judge(pairs.cos, pairs.comparable, search.calibration.kept_threshold)
     # The same picture is the same garment, however little of it can be seen.
     same_picture = pairs.query == pairs.match
