@@ -34,6 +34,7 @@ import contextlib
 import functools
 import os
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -425,6 +426,10 @@ class Search:
     def path(self, i: int, j: int) -> Path:
         return self.folder / f"block-{i}-{j}.parquet"
 
+    def files(self) -> list[Path]:
+        """Of all blocks."""
+        return [self.path(*block) for block in self.blocks]
+
     @property
     def query_blocks(self) -> list[np.ndarray]:
         """Pictures of each block of queries."""
@@ -537,6 +542,7 @@ class Search:
         is_partner = self.sides.partners.count > 0
         allowed = [np.flatnonzero((number >= 0) & is_partner[number]) for number in numbers]
         for i, j in missing:
+            begun = time.process_time()
             block = self.job.block(self._rows[i])
             found = index.candidates(
                 block.features,
@@ -561,7 +567,7 @@ class Search:
                 np.full(len(query), np.inf, np.float32),
                 np.full(len(query), PERHAPS_REACHED, np.uint8),
             )
-            _commit_block(self.path(i, j), [Kept(every, left_out=0)])
+            _commit_block(self.path(i, j), [Kept(every, left_out=0)], time.process_time() - begun)
             advance()
 
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
@@ -637,6 +643,7 @@ def _compute_block(
     target: Path,
 ) -> None:
     """The task: one pair of blocks, committed as ``target``."""
+    begun = time.process_time()
     left = _block_at_hand(job, rows)
     right = left if np.array_equal(rows, columns) else _block_at_hand(job, columns)
     with threadpool_limits(1):
@@ -650,7 +657,7 @@ def _compute_block(
             scoring=job.scoring,
             mirrored=job.mirrored,
         )
-    _commit_block(target, [side for side in found if side is not None])
+    _commit_block(target, [side for side in found if side is not None], time.process_time() - begun)
 
 
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -660,11 +667,16 @@ def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return background(job.garments(rows), sample, job.quantile, scoring=job.scoring)
 
 
-def _commit_block(target: Path, sides: Sequence[Kept]) -> None:
+def _commit_block(target: Path, sides: Sequence[Kept], cpu_seconds: float) -> None:
     every = Candidates.joined([side.candidates for side in sides])
     left_out = sum(side.left_out for side in sides)
     table = pa.Table.from_arrays(list(vars(every).values()), schema=_BLOCK_SCHEMA)
-    _commit(target, table.replace_schema_metadata({"left_out": str(left_out)}))
+    _commit(target, table.replace_schema_metadata(_accounts(left_out, cpu_seconds)))
+
+
+def _accounts(left_out: int, cpu_seconds: float) -> dict[str, str]:
+    """What a finished file says of itself, summed up in run.json."""
+    return {"left_out": str(left_out), "cpu_seconds": f"{cpu_seconds:.3f}"}
 
 
 def _read_candidates(path: Path) -> Candidates:
@@ -691,7 +703,6 @@ def _write_pairs(target: Path, search: Search, stage: StageRecord) -> None:
     """pairs.parquet, one block of queries after the other."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     parts, count = search.parts(), 0
-    files = [*(search.path(*block) for block in search.blocks), *parts]
     try:
         with pq.ParquetWriter(temporary, PAIR_SCHEMA) as writer:
             for part in parts:
@@ -702,13 +713,20 @@ def _write_pairs(target: Path, search: Search, stage: StageRecord) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     stage.count_out = count
-    stage.note(pairs_left_out=sum(int(pq.read_schema(file).metadata[b"left_out"]) for file in files))
+    accounts = [[pq.read_schema(file).metadata for file in files] for files in (search.files(), parts)]
+    stage.note(
+        pairs_left_out=sum(int(one[b"left_out"]) for files in accounts for one in files),
+        scan_cpu_seconds=round(sum(float(one[b"cpu_seconds"]) for one in accounts[0]), 2),
+        compare_cpu_seconds=round(sum(float(one[b"cpu_seconds"]) for one in accounts[1]), 2),
+    )
 
 
 def _write_part(search: Search, number: int) -> None:
     """The task: the pairs of one block of queries, from what the blocks hold for it."""
+    begun = time.process_time()
     table, left_out = _item_pairs(search, number, search.query_blocks[number])
-    _commit(search.part_path(number), table.replace_schema_metadata({"left_out": str(left_out)}))
+    accounts = _accounts(left_out, time.process_time() - begun)
+    _commit(search.part_path(number), table.replace_schema_metadata(accounts))
 
 
 def _item_pairs(search: Search, number: int, pictures: np.ndarray) -> tuple[pa.Table, int]:
