@@ -67,9 +67,9 @@ MARGIN = np.float32(2e-5)
 """Above the rounding of a float32 product of two unit vectors of 256 numbers (about 1e-6), for either order
 of additions, with room for longer vectors, and twice over: both sides of a comparison may be rounded."""
 
-# A tile's five planes of int32 (5 MB) are reduced while they are in the second- and third-level cache;
+# A tile's five planes of int32 (10 MB) are reduced while they are in the third-level cache;
 # smaller ones multiply slower, larger ones learn later what a pair has to beat.
-_TILE_ROWS = 512
+_TILE_ROWS = 1024
 _TILE_COLUMNS = 512
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _RESCORED_AT_ONCE = 1024
@@ -363,6 +363,8 @@ class _BlockSearch:
         if mirrored:
             self._left_turned = self._part(rows.mirrored_codes, to_rows.code_mirrored)
             self._right_turned = self._part(columns.mirrored_codes, to_columns.code_mirrored)
+        # Twice the bound of a usual pair: so far apart are the most and the least that it may be worth.
+        self._ahead = np.float32(2 * (self._left.error.mean() + self._right.error.mean()))
         height = max((stop - start for start, stop in _tiles(rows, _TILE_ROWS)), default=0)
         width = max((stop - start for start, stop in _tiles(columns, _TILE_COLUMNS)), default=0)
         # Runs that begin elsewhere may be as long as two of them.
@@ -452,7 +454,7 @@ class _BlockSearch:
         found = [Found(*(np.empty_like(values) for values in held)) for _ in range(2)]
         rows, columns = self.to_rows, self.to_columns
         to_rows, to_columns, left_f, left_b = refine(
-            self._kind, self._mirrored, rows.side, columns.side, held, self._cuts, *found
+            self._kind, self._mirrored, rows.side, columns.side, held, self._ahead, self._cuts, *found
         )
         rows.add(found[0], to_rows, self._columns, left_f)
         columns.add(found[1], to_columns, self._rows, left_b)
