@@ -16,6 +16,7 @@ from torch import Tensor
 
 from psnet.boxes import areas, intersections, overlaps
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
+from psnet.fusion import fold_batch_norm
 from psnet.model import PSNet
 from psnet.region_boxes import boxes_from_points
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
@@ -120,6 +121,8 @@ class _Placed:
 class Predictor:
     """Detection, landmarks, regions and features in one pass over a batch of images.
 
+    The predictor owns ``model``, whose batch normalisation it folds away.
+
     ``min_score`` of a garment (the landmark branch's certainty that it is one), ``max_garments`` per image,
     ``batch`` garments per forward pass, laid out in memory as ``memory_format``.
     """
@@ -137,7 +140,9 @@ class Predictor:
         batch: int = 16,
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
-        self.model = model.to(device).to(memory_format=memory_format).eval()
+        self.model = model.eval()
+        fold_batch_norm(self.model)
+        self.model.to(device).to(memory_format=memory_format)
         self.memory_format = memory_format
         self.tag, self.config, self.device, self.precision = tag, description["config"], device, precision
         self.calibration = (
