@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from psnet.evaluation import paper
-from psnet.evaluation.benchmark import Benchmark, TruthPair
+from psnet.evaluation.benchmark import Benchmark
 from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from psnet.evaluation.tables import Cell, Table
+from psnet.evaluation.truth import ACCUSED, TruthPair
 from psnet.regions import GROUPS
 
 CUTOFFS = (1, 10, 20)
@@ -101,7 +102,6 @@ def copy_classes(pair: TruthPair) -> list[str]:
     return [
         *(f"edit: {kind}" for kind in sorted(set(pair.kinds))),
         *(f"part: {part}" for part in sorted(pair.parts)),
-        *(f"photograph: {change}" for change in sorted(set(pair.photographic))),
         flip,
         "all",
     ]
@@ -132,7 +132,7 @@ def precision_recall(
     rows = benchmark.rows
     right: dict[str, set[int]] = {}
     for pair in benchmark.truth:
-        if pair.relation in ("identical", "plagiarised"):
+        if pair.relation in ACCUSED:
             right.setdefault(pair.original, set()).add(rows[pair.copy])
     design = benchmark.design
     own = np.array([design.get(item.item_id, "") for item in benchmark.items])

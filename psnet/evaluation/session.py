@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from psnet.config import digest
+from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
 from psnet.evaluation import garments, retrieval
 from psnet.evaluation.baselines import BASELINES
@@ -80,13 +80,11 @@ class Session:
             for labels in self.settings.labels.values()
             for garment in read_any_labels(Path(labels), upright_only=False)
         }
-        with path.open(newline="", encoding="utf-8") as file:
-            chosen = [
-                path.parent / row["image"]
-                for row in csv.DictReader(file)
-                if row.get("category") in self.settings.empty_categories
-                and Path(row["image"]).name not in labelled
-            ]
+        chosen = [
+            path.parent / row["image"]
+            for _, row in read_csv(path, ("image", "category"))
+            if row["category"] in self.settings.empty_categories and Path(row["image"]).name not in labelled
+        ]
         wanted = min(self.settings.empty_images, self.settings.limit or self.settings.empty_images)
         return [read_picture(picture) for picture in chosen[:wanted]]
 
