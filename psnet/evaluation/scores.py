@@ -90,8 +90,8 @@ def item_scores(
 def levels(table: GarmentTable, settings: ScoreSettings, seed: int = 0) -> np.ndarray:
     """(n,) what each garment reaches with garments that have nothing to do with it.
 
-    `psnet.similarity.levels_of` its scores against ``BACKGROUND_PICTURES`` pictures of the benchmark (Pizzi et
-    al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022).
+    `psnet.similarity.levels_of` its scores against ``BACKGROUND_PICTURES`` pictures of the benchmark (Pizzi
+    et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022).
     """
     pictures = np.unique(table.item)
     if len(pictures) > BACKGROUND_PICTURES:

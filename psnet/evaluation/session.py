@@ -14,14 +14,14 @@ import numpy as np
 from psnet.config import digest
 from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
-from psnet.evaluation import garments, retrieval
+from psnet.evaluation import garments, photographic, retrieval
 from psnet.evaluation.baselines import BASELINES
 from psnet.evaluation.benchmark import Benchmark, read_benchmark, read_picture
 from psnet.evaluation.detection import Photograph, photographs
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.paper import manual_weights
 from psnet.evaluation.scores import ScoreSettings, item_scores
-from psnet.evaluation.settings import EvaluationSettings, Variant, read_variants
+from psnet.evaluation.settings import EvaluationSettings, Variant, read_contrasts, read_variants
 from psnet.predictor import Predictor
 from psnet.similarity import equal_weights
 from psnet.verdict import Calibration
@@ -39,6 +39,7 @@ class Session:
     def __init__(self, settings: EvaluationSettings) -> None:
         self.settings = settings
         self.variants = read_variants(settings)
+        self.contrasts = read_contrasts(settings)
         self.features = Path(settings.out) / "features"
         # Bound to the instance: two sessions share nothing.
         self._tables = cache(self._table)
@@ -160,21 +161,42 @@ class Session:
         comparable."""
         return self._scores(benchmark.name, name)
 
+    def changed_table(self, benchmark: Benchmark, variant: Variant, change: str) -> GarmentTable:
+        """``table`` with the photographs of the copies changed, see `psnet.evaluation.photographic`; boxes
+        are as the model finds them."""
+        rows = photographic.changed_rows(benchmark)
+        seed = self.settings.seed
+        other = garments.cached(
+            self._features_file(benchmark, variant.folders[0], f"{change}-{seed}"),
+            lambda: garments.gather(
+                self.predictor(variant),
+                benchmark,
+                rows=rows,
+                read=lambda row: photographic.changed_picture(benchmark, row, change, seed),
+                progress=_progress(f"{benchmark.name}, {change}"),
+            ),
+        )
+        found = self._tables(benchmark.name, variant.folders[0], "predicted")
+        return photographic.replaced(found, other, rows)
+
+    def variant_scores(self, benchmark: Benchmark, variant: Variant, table: GarmentTable) -> np.ndarray:
+        """``scores`` of the variant's first model with another table of garments."""
+        rows = benchmark.rows
+        asked = [rows[query] for query in retrieval.queries(benchmark)]
+        return item_scores(table, asked, len(benchmark.items), self.score_settings(variant))
+
+    def _features_file(self, benchmark: Benchmark, weights: str | None, boxes: str) -> Path:
+        settings = self.settings
+        least = f"{settings.min_score:g}"
+        key = (benchmark.name, benchmark.digest, self._tags(weights), boxes, settings.precision, least)
+        return self.features / "_".join(key)
+
     def _table(self, benchmark: str, weights: str | None, boxes: str) -> GarmentTable:
         one = self.benchmarks[benchmark]
-        settings = self.settings
-        key = (
-            one.name,
-            one.digest,
-            self._tags(weights),
-            boxes,
-            settings.precision,
-            f"{settings.min_score:g}",
-        )
         return garments.cached(
-            self.features / "_".join(key),
+            self._features_file(one, weights, boxes),
             lambda: garments.gather(
-                self._load(weights, settings.min_score),
+                self._load(weights, self.settings.min_score),
                 one,
                 true_boxes=boxes == "labelled",
                 progress=_progress(one.name),
