@@ -15,7 +15,6 @@ from PIL import Image
 
 from psnet.config import ConfigError, add_options, load_options
 from psnet.evaluation import detection, landmarks, paper, photographic, pictures, plagiarism, retrieval
-from psnet.evaluation.baselines import NAMES
 from psnet.evaluation.benchmark import Benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import Estimate
@@ -104,7 +103,7 @@ def measure_plagiarism(session: Session) -> list[Table]:
         judged, listed = {}, {}
         for name, variant in session.variants.items():
             wanted = name == session.settings.main or variant.verdicts
-            if not wanted or len(variant.folders) > 1 or not session.applies(variant, benchmark):
+            if not wanted or len(variant.folders) > 1 or name not in session.measured(benchmark):
                 continue
             table, calibration = session.table(benchmark, variant), session.calibration(variant)
             listed[name] = plagiarism.find_suspects(table, benchmark, calibration)
@@ -145,14 +144,10 @@ def measure_ablation(session: Session) -> list[Table]:
     tables = []
     for benchmark in session.benchmarks.values():
         summaries: list[tuple[str, str | None, Mapping[str, Mapping[str, Estimate]]]] = []
-        for name, variant in session.variants.items():
-            if session.applies(variant, benchmark):
-                results = _results(session, benchmark, name)
-                summary = retrieval.summary(results, session.settings.seed)
-                summaries.append((session.title(name), variant.paper, summary))
-        for name in session.settings.baselines:
-            results = _results(session, benchmark, name)
-            summaries.append((NAMES[name], None, retrieval.summary(results, session.settings.seed)))
+        for name in session.measured(benchmark):
+            summary = retrieval.summary(_results(session, benchmark, name), session.settings.seed)
+            said = session.variants[name].paper if name in session.variants else None
+            summaries.append((session.title(name), said, summary))
         contrasts = _contrasts(session, benchmark)
         if contrasts:
             note = (
@@ -177,10 +172,10 @@ def measure_ablation(session: Session) -> list[Table]:
 
 def _contrasts(session: Session, benchmark: Benchmark) -> list[tuple[str, str, str, Mapping[str, Estimate]]]:
     """The contrasts that the benchmark knows enough for."""
-    rows = []
+    rows: list[tuple[str, str, str, Mapping[str, Estimate]]] = []
     for what, contrast in session.contrasts.items():
         sides = (contrast.having, contrast.lacking)
-        if all(session.applies(session.variants[name], benchmark) for side in sides for name in side):
+        if {*contrast.having, *contrast.lacking} <= set(session.measured(benchmark)):
             having, lacking = ([_results(session, benchmark, name) for name in side] for side in sides)
             with_it, without = (_mean_of([session.title(name) for name in side]) for side in sides)
             figures = retrieval.contrast(having, lacking, session.settings.seed)
@@ -202,9 +197,9 @@ def measure_photographs(session: Session) -> list[Table]:
             if change != "surroundings" or benchmark.boxes:
                 table = session.changed_table(benchmark, variant, change)
                 hits[photographic.TITLES[change]] = _hits(session, benchmark, table)
-        copies = len(photographic.changed_rows(benchmark))
+        copies = len(photographic.changed_rows(benchmark, session.settings.changed_designs))
         note = (
-            f"The photographs of all {copies:,} identical and plagiarised copies changed in one way more; "
+            f"The photographs of {copies:,} identical and plagiarised copies changed in one way more; "
             "every copy, the unchanged ones too, has another background, pose, light and camera than its "
             f"original. In the first {photographic.CUTOFF}: plagiarised copies with fewer items of other "
             "designs before them; on the list: identical and plagiarised copies among the suspects. Shares: "
@@ -222,9 +217,11 @@ def _hits(
     scores = session.variant_scores(benchmark, session.main, table)
     suspects = plagiarism.find_suspects(table, benchmark, session.calibration(session.main))
     listed = {frozenset((one.original, one.copy)) for one in suspects}
+    results = retrieval.rank_queries(benchmark, scores, session.settings.seed)
+    chosen = set(photographic.changed_designs(benchmark, session.settings.changed_designs))
     return (
-        photographic.found_early(retrieval.rank_queries(benchmark, scores, session.settings.seed)),
-        photographic.listed_copies(benchmark, listed),
+        photographic.found_early(results, chosen),
+        photographic.listed_copies(benchmark, listed, chosen),
     )
 
 
@@ -242,10 +239,9 @@ def curves(session: Session, benchmark: Benchmark) -> dict[str, pictures.Curves]
     the baselines, by title."""
     chosen = {
         name: session.title(name)
-        for name, variant in session.variants.items()
-        if (variant.curve or name == session.settings.main) and session.applies(variant, benchmark)
+        for name in session.measured(benchmark)
+        if name in (session.settings.main, *session.settings.baselines) or session.variants[name].curve
     }
-    chosen |= {name: NAMES[name] for name in session.settings.baselines}
     scores = {title: session.scores(benchmark, name) for name, title in chosen.items()}
     known = {pair.group for pair in benchmark.truth}
     return {

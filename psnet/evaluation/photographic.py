@@ -8,7 +8,7 @@ that costs is a difference between the same copies in the same catalogue.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from psnet.evaluation.benchmark import Benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
-from psnet.evaluation.retrieval import QueryResult
+from psnet.evaluation.retrieval import QueryResult, queries
 from psnet.evaluation.tables import Cell, Table
 from psnet.evaluation.truth import ACCUSED
 
@@ -122,10 +122,17 @@ TITLES: dict[str, str] = {
 }
 
 
-def changed_rows(benchmark: Benchmark) -> list[int]:
-    """Rows of the items whose photographs are changed: the identical and the plagiarised copies."""
-    rows = benchmark.rows
-    return sorted({rows[pair.copy] for pair in benchmark.truth if pair.relation in ACCUSED})
+def changed_designs(benchmark: Benchmark, designs: int) -> list[str]:
+    """The originals whose copies are changed: ``designs`` of them, evenly over the queries."""
+    asked = queries(benchmark)
+    return [asked[i] for i in np.unique(np.linspace(0, len(asked) - 1, min(designs, len(asked))).astype(int))]
+
+
+def changed_rows(benchmark: Benchmark, designs: int) -> list[int]:
+    """Rows of the items whose photographs are changed: identical and plagiarised copies of
+    ``changed_designs``."""
+    rows, chosen = benchmark.rows, set(changed_designs(benchmark, designs))
+    return sorted({rows[p.copy] for p in benchmark.truth if p.original in chosen and p.relation in ACCUSED})
 
 
 def changed_picture(benchmark: Benchmark, row: int, change: str, seed: int = 0) -> np.ndarray:
@@ -155,20 +162,24 @@ def replaced(table: GarmentTable, other: GarmentTable, rows: Sequence[int]) -> G
     return GarmentTable(**columns)
 
 
-def found_early(results: Sequence[QueryResult]) -> list[list[bool]]:
-    """Per query and plagiarised copy of it: whether fewer than ``CUTOFF`` items of other designs come
-    first."""
+def found_early(results: Sequence[QueryResult], originals: Collection[str]) -> list[list[bool]]:
+    """Per query of ``originals`` and plagiarised copy of it: whether fewer than ``CUTOFF`` items of other
+    designs come first."""
     return [
         [before is not None and before < CUTOFF for before in result.strangers_before.values()]
         for result in results
+        if result.original in originals
     ]
 
 
-def listed_copies(benchmark: Benchmark, listed: set[frozenset[str]]) -> list[list[bool]]:
-    """Per original and identical or plagiarised copy of it: whether the pair is on the list of suspects."""
+def listed_copies(
+    benchmark: Benchmark, listed: Collection[frozenset[str]], originals: Collection[str]
+) -> list[list[bool]]:
+    """Per original of ``originals`` and identical or plagiarised copy of it: whether the pair is on the list
+    of suspects."""
     hits: dict[str, list[bool]] = {}
     for pair in benchmark.truth:
-        if pair.relation in ACCUSED:
+        if pair.relation in ACCUSED and pair.original in originals:
             hits.setdefault(pair.original, []).append(frozenset((pair.original, pair.copy)) in listed)
     return list(hits.values())
 

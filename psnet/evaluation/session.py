@@ -16,6 +16,7 @@ from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
 from psnet.evaluation import garments, photographic, retrieval
 from psnet.evaluation.baselines import BASELINES
+from psnet.evaluation.baselines import NAMES as BASELINE_NAMES
 from psnet.evaluation.benchmark import Benchmark, read_benchmark, read_picture
 from psnet.evaluation.detection import Photograph, photographs
 from psnet.evaluation.garments import GarmentTable
@@ -111,12 +112,15 @@ class Session:
         return self.variants[self.settings.main]
 
     def title(self, name: str) -> str:
-        """How tables call a variant."""
-        return self.variants[name].title or name
+        """How tables call a variant or a baseline."""
+        return self.variants[name].title or name if name in self.variants else BASELINE_NAMES[name]
 
-    def applies(self, variant: Variant, benchmark: Benchmark) -> bool:
-        """Whether the benchmark knows what the variant needs."""
-        return variant.boxes == "predicted" or bool(benchmark.boxes)
+    def measured(self, benchmark: Benchmark) -> list[str]:
+        """The variants and then the baselines to be measured on a benchmark: not those it knows too little
+        for."""
+        skipped = self.settings.skipped.get(benchmark.name, ())
+        known = [n for n, v in self.variants.items() if v.boxes == "predicted" or benchmark.boxes]
+        return [name for name in (*known, *self.settings.baselines) if name not in skipped]
 
     def predictor(self, variant: Variant, min_score: float | None = None) -> Predictor:
         """The variant's model, the first of an ensemble."""
@@ -164,10 +168,10 @@ class Session:
     def changed_table(self, benchmark: Benchmark, variant: Variant, change: str) -> GarmentTable:
         """``table`` with the photographs of the copies changed, see `psnet.evaluation.photographic`; boxes
         are as the model finds them."""
-        rows = photographic.changed_rows(benchmark)
-        seed = self.settings.seed
+        settings = self.settings
+        rows, seed = photographic.changed_rows(benchmark, settings.changed_designs), settings.seed
         other = garments.cached(
-            self._features_file(benchmark, variant.folders[0], f"{change}-{seed}"),
+            self._features_file(benchmark, variant.folders[0], f"{change}-{settings.changed_designs}-{seed}"),
             lambda: garments.gather(
                 self.predictor(variant),
                 benchmark,

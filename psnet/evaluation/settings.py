@@ -60,7 +60,9 @@ class EvaluationSettings:
 
     ``variants``: by name, keys of `Variant`; ``main``: the one that the tables about one method are about;
     ``contrasts``: by name, keys of `Contrast`; ``changes``: of the photograph, names of
-    `psnet.evaluation.photographic.CHANGES`. ``baselines``: of phash, sift. ``pictures``: folder for the
+    `psnet.evaluation.photographic.CHANGES`, made to the copies of ``changed_designs`` designs. ``baselines``:
+    of phash, sift; ``skipped``: variants and baselines that are not measured on a benchmark, by its name.
+    ``pictures``: folder for the
     pictures of a benchmark, by its name, and ``outlines`` which benchmarks' photographs they show as
     outlines alone. ``out``: folder for features, scores and tables. ``limit``: designs of a benchmark and
     photographs of a label file to be looked at, for trying out.
@@ -77,7 +79,9 @@ class EvaluationSettings:
     main: str = "psnet"
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)
     changes: tuple[str, ...] = tuple(CHANGES)
+    changed_designs: int = 80
     baselines: tuple[str, ...] = ("phash", "sift")
+    skipped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict, metadata={"result": False})
     outlines: tuple[str, ...] = bounded((), result=False)
     out: str = bounded("evaluation", result=False)
@@ -102,6 +106,12 @@ def read_variants(settings: EvaluationSettings) -> dict[str, Variant]:
     for name in settings.baselines:
         if name not in BASELINES:
             raise ConfigError(f"baselines: unknown baseline {name!r}; known: {', '.join(BASELINES)}")
+    for benchmark, names in settings.skipped.items():
+        for name in names:
+            if (name not in variants and name not in BASELINES) or name == settings.main:
+                raise ConfigError(
+                    f"skipped.{benchmark}: {name!r} is no variant or baseline that can be left out"
+                )
     for name in settings.changes:
         if name not in CHANGES:
             raise ConfigError(f"changes: unknown change {name!r}; known: {', '.join(CHANGES)}")

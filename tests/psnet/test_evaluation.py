@@ -274,7 +274,7 @@ def test_a_change_changes_and_repeats_itself(tmp_path, change):
     box = {"item_id": "c", "bbox": [20, 30, 80, 100], "regions": {}}
     (folder / "boxes.jsonl").write_text(json.dumps(box) + "\n")
     one = read_benchmark(folder)
-    (row,) = photographic.changed_rows(one)
+    (row,) = photographic.changed_rows(one, 1)
     before, after = read_picture(one.items[row].image), photographic.changed_picture(one, row, change)
     assert after.dtype == np.uint8 and after.ndim == 3 and after.shape[2] == 3
     assert after.shape != before.shape or (after != before).mean() > 0.2
@@ -309,9 +309,18 @@ def test_what_a_change_costs_by_hand():
     low = -np.inf
     scores = [[low, 0.9, 0.8, 0.3, 0.1, 0.2, 0.1, 0.0, 0.5], [low] * 9]
     results = retrieval.rank_queries(THREE, np.array(scores, np.float32))
-    assert photographic.found_early(results) == [[True, True], [False]]
+    assert photographic.found_early(results, ["a", "b"]) == [[True, True], [False]]
     listed_pairs = {frozenset(("a", "a1")), frozenset(("a", "b1")), frozenset(("a", "a3"))}
-    assert photographic.listed_copies(THREE, listed_pairs) == [[True, False, True], [False]]
+    assert photographic.listed_copies(THREE, listed_pairs, ["a", "b"]) == [[True, False, True], [False]]
+    # Of some designs alone.
+    assert photographic.found_early(results, ["b"]) == [[False]]
+    assert photographic.listed_copies(THREE, listed_pairs, ["a"]) == [[True, False, True]]
+    assert photographic.changed_designs(THREE, 1) == ["a"] and photographic.changed_rows(THREE, 9) == [
+        1,
+        2,
+        3,
+        5,
+    ]
 
 
 # --- scores
@@ -754,6 +763,8 @@ def test_tables_survive_the_disk(tmp_path):
         ("variants.psnet.weights=[a, b]", "is an ensemble"),
         ("baselines=[md5]", "unknown baseline 'md5'"),
         ("changes=[eaten]", "unknown change 'eaten'"),
+        ("skipped.bench=[md5]", r"skipped\.bench: 'md5' is no variant"),
+        ("skipped.bench=[psnet]", r"skipped\.bench: 'psnet' is no variant"),
         ("contrasts.a={having: [psnet], lacking: [other]}", r"contrasts\.a: no variant 'other'"),
         ("contrasts.a={having: [psnet]}", r"contrasts\.a: names no variant"),
         ("contrasts.a={with: [psnet]}", r"contrasts\.a: unknown key with"),

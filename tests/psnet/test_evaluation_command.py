@@ -122,7 +122,7 @@ def test_every_change_of_the_photograph_is_looked_at(measured):
     assert {(row[1].count, row[3].count) for row in table.rows} == {(6, 8)}
     listed = {row[0]: row for row in parts["plagiarism"]["psnet, copies listed by kind: drawn"].rows}
     assert table.rows[0][3] == listed["all"][2]
-    assert len(list(Path(chosen.out).glob("features/*_flipped-0_*.npz"))) == 1
+    assert len(list(Path(chosen.out).glob("features/*_flipped-80-0_*.npz"))) == 1
 
 
 def test_verdicts_cover_every_copy(measured):
@@ -157,6 +157,17 @@ def test_features_of_other_settings_are_other_files(data, tmp_path):
         (one,) = session.benchmarks.values()
         counts.append(len(session.table(one, session.main)))
     assert counts[0] > counts[2] and len(list(tmp_path.glob("features/*.npz"))) == 3
+
+
+def test_what_is_skipped_on_a_benchmark_is_not_measured(data, tmp_path):
+    (tmp_path / "bare").mkdir()
+    for name in ("catalogue.csv", "truth.csv"):
+        (tmp_path / "bare" / name).write_bytes((data / "bench" / name).read_bytes())
+    both = {"drawn": str(data / "bench"), "bare": str(tmp_path / "bare")}
+    session = Session(settings(data, tmp_path, benchmarks=both, skipped={"drawn": ("pcb", "phash")}))
+    assert session.measured(session.benchmarks["drawn"]) == ["psnet", "true", "roi", "both"]
+    # Without boxes.jsonl there are no true boxes.
+    assert session.measured(session.benchmarks["bare"]) == ["psnet", "roi", "pcb", "both", "phash"]
 
 
 def test_true_boxes_are_used_as_they_stand(data):
