@@ -1,5 +1,6 @@
-"""All tables of `psnet eval`, as Markdown: parts that were measured with these settings, models and data are
-read, the others are measured.
+"""All tables and pictures of `psnet eval`, as Markdown: parts that were measured with these settings, models
+and data are read, the others are measured. Pictures are drawn where the settings name folders for them, which
+for this page are pictures/BENCHMARK beside it.
 
     python benchmarks/results.py --config conf/evaluate.yaml [--set KEY=VALUE ...] [--out RESULTS.md]
 """
@@ -62,6 +63,8 @@ def document(settings: EvaluationSettings, parts: Sequence[str], pictures: Path)
     for part in parts:
         sections.append(f"## {HEADINGS[part]}\n")
         sections += [table.markdown() + "\n" for table in tables_of(part, settings, fingerprint)]
+    if settings.pictures:
+        tables_of("pictures", settings, fingerprint)
     folders = [pictures / name for name in settings.benchmarks]
     drawn = [(f, name) for f in folders for name in CAPTIONS if (f / f"{name}.jpg").is_file()]
     if drawn:

@@ -90,7 +90,10 @@ def measure_retrieval(session: Session) -> list[Table]:
         by_class = {
             f"in the first {k}": retrieval.recall_by_class(benchmark, results, k) for k in retrieval.CUTOFFS
         }
-        note = "Share of plagiarised copies with fewer items of other designs before them; Wilson intervals."
+        note = (
+            "Share of plagiarised copies with fewer items of other designs before them; Wilson intervals. "
+            f"{_KINDS_NOTE}"
+        )
         tables.append(
             plagiarism.class_table(f"{title}, copies found by kind: {benchmark.name}", note, by_class)
         )
@@ -125,7 +128,10 @@ def measure_plagiarism(session: Session) -> list[Table]:
             title = f"{session.title(main)}, verdict by number of modified {unit}: {where}"
             tables.append(plagiarism.confusion_table(title, note, matrix, unit))
         found = {"on the list": plagiarism.recall_by_class(benchmark, listed[main])}
-        note = "Share of identical and plagiarised copies on the list of suspects; Wilson intervals."
+        note = (
+            "Share of identical and plagiarised copies on the list of suspects; Wilson intervals. "
+            f"{_KINDS_NOTE}"
+        )
         title = f"{session.title(main)}, copies listed by kind: {where}"
         tables.append(plagiarism.class_table(title, note, found))
         note = (
@@ -320,6 +326,10 @@ def _as_it_is(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
+_KINDS_NOTE = (
+    "A copy with two edits counts for both kinds and parts. Donor: the part of another garment; flip: the "
+    "print flipped; collar, sleeve, hem: another shape of it."
+)
 _RETRIEVAL_NOTE = (
     "Queries: originals; relevant: their plagiarised copies; other items of the design are left out. The "
     "whole catalogue is ranked. 95 % intervals: queries resampled."
