@@ -16,6 +16,7 @@ from torch import Tensor
 
 from psnet.boxes import areas, intersections, overlaps
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
+from psnet.fusion import fold_batch_norm
 from psnet.model import PSNet
 from psnet.region_boxes import boxes_from_points
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
@@ -120,8 +121,10 @@ class _Placed:
 class Predictor:
     """Detection, landmarks, regions and features in one pass over a batch of images.
 
+    The predictor owns ``model``, whose batch normalisation it folds away.
+
     ``min_score`` of a garment (the landmark branch's certainty that it is one), ``max_garments`` per image,
-    ``batch`` garments per forward pass.
+    ``batch`` garments per forward pass, laid out in memory as ``memory_format``.
     """
 
     def __init__(
@@ -135,8 +138,12 @@ class Predictor:
         min_score: float = 0.3,
         max_garments: int = 4,
         batch: int = 16,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
-        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
+        self.model = model.eval()
+        fold_batch_norm(self.model)
+        self.model.to(device).to(memory_format=memory_format)
+        self.memory_format = memory_format
         self.tag, self.config, self.device, self.precision = tag, description["config"], device, precision
         self.calibration = (
             Calibration.from_json(json.dumps(description["calibration"]))
@@ -155,6 +162,7 @@ class Predictor:
         min_score: float = 0.3,
         max_garments: int = 4,
         batch: int = 16,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> Predictor:
         """Load a weights folder (None: the shipped one). ``device`` "auto" is the GPU when there is one.
 
@@ -170,6 +178,7 @@ class Predictor:
             min_score=min_score,
             max_garments=max_garments,
             batch=batch,
+            memory_format=memory_format,
         )
 
     def predict(self, images: Sequence[np.ndarray]) -> list[list[Garment]]:
@@ -303,7 +312,7 @@ class Predictor:
                 [cut(pictures[p.image], frame, side) for p, frame in zip(proposals, frames, strict=True)]
             )
         )
-        crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
+        crops = crops.to(self.device).contiguous(memory_format=self.memory_format)
         aspect = torch.from_numpy(log_aspect(np.stack(frames))).to(self.device)
         out = self.model.landmarks(crops, aspect)
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
@@ -385,8 +394,8 @@ class Predictor:
             plain, flipped = branch(regions), branch(regions.flip(-1)[:, order])
         else:
             side = self.model.config.crop_side
-            crops = torch.stack([p.crop for p in placed]).contiguous(memory_format=torch.channels_last)
-            mirrored = crops.flip(-1).contiguous(memory_format=torch.channels_last)
+            crops = torch.stack([p.crop for p in placed]).contiguous(memory_format=self.memory_format)
+            mirrored = crops.flip(-1).contiguous(memory_format=self.memory_format)
             if isinstance(branch, StripeRetrieval):
                 plain, flipped = branch(crops), branch(mirrored)
                 return plain.float().cpu().numpy(), flipped.float().cpu().numpy()

@@ -31,6 +31,7 @@ from psnet.train.calibrate import calibrate
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import LandmarkSamples, landmark_figures, landmark_loss
 from psnet.train.loop import LoopSettings, fit, resolve_device
+from psnet.train.misses import measured_misses
 from psnet.train.pseudo import write_pseudo_labels
 from psnet.train.region_weights import (
     fit_average_precision,
@@ -53,7 +54,17 @@ from psnet.weights import load_part, save_description, save_part
 LANDMARKS_FILE = "landmarks.safetensors"
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
-PARTS = ("detector", "landmarks", "self-training", "retrieval", "region-weights", "calibration", "all")
+RETRIEVAL_FILE = "retrieval.safetensors"
+PARTS = (
+    "detector",
+    "landmarks",
+    "self-training",
+    "retrieval",
+    "refinement",
+    "region-weights",
+    "calibration",
+    "all",
+)
 
 
 def load_garments(
@@ -216,11 +227,7 @@ def train_self(settings: TrainSettings) -> None:
     garments."""
     out = Path(settings.out)
     path = _pseudo_labels(settings)
-    retrieval = out / "retrieval.safetensors"
-    if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
-        save_part(build_retrieval_branch(settings.model), retrieval)
-    save_description(out, settings.model, {})
-    predictor = Predictor.load(out, settings.device, settings.precision)
+    predictor = _localiser(settings)
     if not path.exists():
         images = unlabelled_images(settings)
         count = write_pseudo_labels(predictor, images, path, settings.pseudo_score, settings.pseudo_presence)
@@ -249,7 +256,48 @@ def train_retrieval(settings: TrainSettings) -> None:
         _loop(settings, settings.retrieval),
         lambda m: retrieval_figures(m, batch, codec),
     )
-    save_part(model, out / "retrieval.safetensors")
+    save_part(model, out / RETRIEVAL_FILE)
+
+
+def refine_retrieval(settings: TrainSettings) -> None:
+    """Go on with the retrieval branch on region boxes that miss the true ones as the trained network's do on
+    held-out garments: some by much, which normal noise does not teach. A branch without regions stays as it
+    is."""
+    model = build_retrieval_branch(settings.model)
+    if not model.regional:
+        return
+    out = Path(settings.out)
+    load_part(model, out / RETRIEVAL_FILE)
+    train, held = load_garments(settings, pseudo_labels=True)
+    misses = measured_misses(_localiser(settings), held)
+    codec = heatmap_codec(settings.model)
+    seed = settings.seed + 5  # the samples of the part retrieval have been seen
+    batches = {
+        "": validation_batch(held, settings.seed + 1, settings.model),
+        "missed_": validation_batch(held, settings.seed + 1, settings.model, misses=misses),
+    }
+    fit(
+        model,
+        RetrievalSamples(train, seed, settings.model, misses=misses),
+        retrieval_loss(settings.temperature, codec, settings.retrieval_loss),
+        out / "refinement",
+        _loop(settings, settings.refinement),
+        lambda m: {
+            before + name: value
+            for before, batch in batches.items()
+            for name, value in retrieval_figures(m, batch, codec).items()
+        },
+    )
+    save_part(model, out / RETRIEVAL_FILE)
+
+
+def _localiser(settings: TrainSettings) -> Predictor:
+    """What has been trained so far, to find garments and regions with; its features may be anything."""
+    out = Path(settings.out)
+    if not (out / RETRIEVAL_FILE).exists():  # a predictor is a whole network
+        save_part(build_retrieval_branch(settings.model), out / RETRIEVAL_FILE)
+    save_description(out, settings.model, {})
+    return Predictor.load(out, settings.device, settings.precision)
 
 
 def _start_from_landmarks(model: nn.Module, settings: TrainSettings) -> None:
@@ -268,7 +316,7 @@ def train_region_weights(settings: TrainSettings) -> None:
     train, held = load_garments(settings)
     out = Path(settings.out)
     model = build_retrieval_branch(settings.model)
-    load_part(model, out / "retrieval.safetensors")
+    load_part(model, out / RETRIEVAL_FILE)
     model.to(resolve_device(settings.device)).eval()
     learnt_on = _samples_of(model, settings, train, settings.region_weight_samples)
     judged_on = _samples_of(model, settings, held, 4 * len(held))
@@ -352,7 +400,7 @@ def fit_calibration(settings: TrainSettings) -> None:
     print(calibration.to_json())
     trained = {
         part: getattr(settings, part).steps
-        for part in ("detector", "landmarks", "self_training", "retrieval")
+        for part in ("detector", "landmarks", "self_training", "retrieval", "refinement")
     }
     provenance = {
         "steps": trained,
@@ -382,6 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "landmarks": train_landmarks,
         "self-training": train_self,
         "retrieval": train_retrieval,
+        "refinement": refine_retrieval,
         "region-weights": train_region_weights,
         "calibration": fit_calibration,
     }

@@ -86,11 +86,21 @@ def edited_regions(before: Subject, after: Subject, parts: Sequence[str]) -> np.
     return state
 
 
-def jittered(view: View, rng: np.random.Generator, amount: float) -> np.ndarray:
-    """Region boxes as a landmark branch would give them: off by ``amount`` of their sides (standard
-    deviation)."""
+def missed(
+    view: View, rng: np.random.Generator, amount: float, misses: Sequence[np.ndarray] = ()
+) -> np.ndarray:
+    """Region boxes as a landmark branch would give them.
+
+    ``misses``: of each region (m, 4) what a network was off by, shares of the box's sides, one drawn for
+    each box; without them normal noise of standard deviation ``amount``.
+    """
     size = np.tile(view.region_boxes[:, 2:] - view.region_boxes[:, :2], 2)
-    return (view.region_boxes + rng.normal(0, amount, (NUM_REGIONS, 4)) * size).astype(np.float32)
+    off = (
+        np.stack([rows[int(rng.integers(len(rows)))] for rows in misses])
+        if len(misses)
+        else rng.normal(0, amount, (NUM_REGIONS, 4))
+    )
+    return (view.region_boxes + off * size).astype(np.float32)
 
 
 class RetrievalSamples:
@@ -111,9 +121,10 @@ class RetrievalSamples:
         config: PSNetConfig,
         box_noise: float = 0.06,
         camera: CameraRange = RETRIEVAL_CAMERA,
+        misses: Sequence[np.ndarray] = (),
     ) -> None:
         self.garments, self.seed, self.config = list(garments), seed, config
-        self.box_noise, self.camera = box_noise, camera
+        self.box_noise, self.camera, self.misses = box_noise, camera, misses
         self.swap = Taxonomy.load("clothing11").swap
 
     def sample(self, index: int) -> dict[str, Tensor]:
@@ -160,7 +171,7 @@ class RetrievalSamples:
         }
 
     def _picture(self, view: View, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        boxes = jittered(view, rng, self.box_noise)
+        boxes = missed(view, rng, self.box_noise, self.misses)
         picture = Image.fromarray(view.pixels)
         if self.config.retrieval == "crop":
             regions = cut_regions(picture, boxes, self.config.region_side)
@@ -276,10 +287,14 @@ def features_of(model: nn.Module, batch: dict[str, Tensor], codec: HeatmapCodec)
 
 
 def validation_batch(
-    garments: Sequence[LabelledGarment], seed: int, config: PSNetConfig, rounds: int = 2
+    garments: Sequence[LabelledGarment],
+    seed: int,
+    config: PSNetConfig,
+    rounds: int = 2,
+    misses: Sequence[np.ndarray] = (),
 ) -> dict[str, Tensor]:
     """Fixed samples of held-out garments, each ``rounds`` times."""
-    samples = RetrievalSamples(garments, seed, config)
+    samples = RetrievalSamples(garments, seed, config, misses=misses)
     rows = [samples.sample(i) for i in range(rounds * len(garments))]
     return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
 
@@ -314,8 +329,8 @@ __all__ = [
     "edited_regions",
     "embed",
     "features_of",
-    "jittered",
     "mirror_subject",
+    "missed",
     "region_contrast",
     "region_triplet",
     "retrieval_figures",

@@ -22,7 +22,8 @@ class TrainSettings:
 
     Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
     ``out`` holds the part's checkpoint, training goes on from it. ``box_noise``: how far the region boxes
-    that the retrieval branch is trained on miss the true ones, as a share of their sides.
+    that the retrieval branch is first trained on miss the true ones, as a share of their sides; the part
+    refinement goes on with the misses of the trained network.
     """
 
     labels: tuple[str, ...] = ()
@@ -58,6 +59,9 @@ class TrainSettings:
     pseudo_presence: float = 0.8
     retrieval: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=1500, batch=48, learning_rate=2e-3)
+    )
+    refinement: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=500, batch=48, learning_rate=1e-3, warmup=30)
     )
     retrieval_loss: str = "contrast"
     box_noise: float = 0.06

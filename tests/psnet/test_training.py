@@ -1,17 +1,21 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import psnet
+from psnet.data.labels import read_any_labels
 from psnet.model import PSNetConfig
 from psnet.predictor import Predictor
 from psnet.render.labels import write_labels
 from psnet.train.__main__ import main
 from psnet.train.loop import LoopSettings, fit
+from psnet.train.misses import GREATEST, measured_misses
 from psnet.train.retrieval import region_contrast, region_triplet
 
 
@@ -155,6 +159,45 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     for table in weights["tables"].values():
         assert np.allclose(np.sum(table, 1), 1) and np.shape(table) == (4, 5)
     assert (tmp_path / "out" / "pseudo-labels.jsonl").exists()
+
+
+def test_refinement_goes_on_with_the_misses_of_the_trained_network(tmp_path):
+    labels = write_labels(tmp_path / "rendered", 12, seed=1)
+    shutil.copytree(Path(psnet.__file__).with_name("pretrained"), tmp_path / "out")
+    before = (tmp_path / "out" / "retrieval.safetensors").read_bytes()
+    config = small_settings(
+        tmp_path,
+        labels,
+        model={},
+        refinement={"steps": 1, "batch": 2, "warmup": 1, "checkpoint_every": 1},
+    )
+    assert main(["refinement", "--config", config]) == 0
+    assert (tmp_path / "out" / "retrieval.safetensors").read_bytes() != before
+    log = [json.loads(line) for line in (tmp_path / "out" / "refinement" / "log.jsonl").open()]
+    assert "missed_recall@1" in log[-1]["validation"]
+
+
+def test_misses_are_found_edges_less_true_ones(tmp_path):
+    garments = read_any_labels(write_labels(tmp_path / "rendered", 6, seed=1), ["train"])
+    predictor = Predictor.load(device="cpu")
+    misses = measured_misses(predictor, garments)
+    assert all(0 < len(rows) <= len(garments) and np.abs(rows).max() <= GREATEST for rows in misses)
+    # Boxes moved by a tenth of their height are missed by a tenth more.
+    moved = []
+    for garment in garments:
+        height = garment.region_boxes[:, 3] - garment.region_boxes[:, 1]
+        down = np.stack([0 * height, height, 0 * height, height], -1)
+        moved.append(dataclasses.replace(garment, region_boxes=garment.region_boxes - 0.1 * down))
+    for rows, lower in zip(misses, measured_misses(predictor, moved), strict=True):
+        inside = np.abs(lower).max(1) < GREATEST
+        np.testing.assert_allclose((lower - rows)[inside, 1::2], 0.1, atol=1e-4)
+
+
+def test_a_region_that_is_never_found_has_no_misses(tmp_path):
+    garments = read_any_labels(write_labels(tmp_path / "rendered", 2, seed=1), ["train"])
+    far = [dataclasses.replace(garment, box=garment.box + 5000) for garment in garments]
+    with pytest.raises(ValueError, match="found in none of 2 garments"):
+        measured_misses(Predictor.load(device="cpu"), far)
 
 
 @pytest.mark.parametrize("branch", ["roi", "pcb", "global"])
