@@ -147,8 +147,15 @@ def draw_curves(panels: Mapping[str, Curves]) -> Image.Image:
     side, left, top, columns = 270, 60, 34, 3
     cell = (left + side + 20, top + side + 50)
     rows = -(-(len(panels) + 1) // columns)
-    picture = Image.new("RGB", (columns * cell[0] + 60, rows * cell[1]), _PAPER)
+    x0, y0 = len(panels) % columns * cell[0] + 20, len(panels) // columns * cell[1] + top
+    methods = list(next(iter(panels.values())))
+    named = x0 + 40 + max(ImageFont.load_default(size=13).getlength(_spelt(name)) for name in methods)
+    picture = Image.new("RGB", (max(columns * cell[0], int(named)), rows * cell[1]), _PAPER)
     draw = ImageDraw.Draw(picture)
+    for c, name in enumerate(methods):
+        y, dashed = y0 + 22 * c, c >= len(_COLOURS)
+        draw.line([x0, y, x0 + (10 if dashed else 24), y], fill=_COLOURS[c % len(_COLOURS)], width=4)
+        _write(draw, (x0 + 32, y), name, "lm", 13)
     for p, (title, curves) in enumerate(panels.items()):
         x0, y0 = p % columns * cell[0] + left, p // columns * cell[1] + top
         _panel(draw, (x0, y0), side, title)
@@ -156,13 +163,6 @@ def draw_curves(panels: Mapping[str, Curves]) -> Image.Image:
             line = [(x0 + recall * side, y0 + (1 - precision) * side) for recall, precision in points]
             for k in range(0, len(line) - 1, 2 if c >= len(_COLOURS) else 1):
                 draw.line(line[k : k + 2], fill=_COLOURS[c % len(_COLOURS)], width=2)
-    x0, y0 = len(panels) % columns * cell[0] + 20, len(panels) // columns * cell[1] + top
-    for c, name in enumerate(next(iter(panels.values()))):
-        y = y0 + 22 * c
-        draw.line(
-            [x0, y, x0 + (10 if c >= len(_COLOURS) else 24), y], fill=_COLOURS[c % len(_COLOURS)], width=4
-        )
-        _write(draw, (x0 + 32, y), name, "lm", 13)
     return picture
 
 
@@ -251,6 +251,9 @@ def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float], names: Sequence[
 
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str, size: int) -> None:
+    draw.text(at, _spelt(text), fill=_INK, font=ImageFont.load_default(size=size), anchor=anchor)
+
+
+def _spelt(text: str) -> str:
     # Pillow's own font knows no Greek and no subscripts.
-    text = text.replace("λ", "lambda").replace("₂", "2")
-    draw.text(at, text, fill=_INK, font=ImageFont.load_default(size=size), anchor=anchor)
+    return text.replace("λ", "lambda").replace("₂", "2")
