@@ -348,6 +348,7 @@ for _part, _what in (
     ("detection", "AP and recall of the garments' boxes."),
     ("landmarks", "Errors of landmarks and region boxes."),
     ("retrieval", "Recall@k and mAP, by group and by kind of copy."),
+    ("photographs", "What a flip, a crop, other light or JPEG costs."),
     ("plagiarism", "Verdicts, confusion by number of modified regions, leakage."),
     ("ablation", "All variants and baselines side by side."),
     ("pictures", "Landmarks, attention, region weights, curves and retrieval rows."),

@@ -207,6 +207,21 @@ def level_rank(count: np.ndarray | int, quantile: float) -> np.ndarray:
     return np.minimum(among, np.maximum(np.asarray(count) - LEAST_ABOVE, 0))
 
 
+def levels_of(score: np.ndarray, quantile: float = BACKGROUND_QUANTILE) -> np.ndarray:
+    """What each garment reaches with garments that have nothing to do with it: the level among its scores.
+
+    Args:
+        score: (n, m) against a sample of a catalogue, -inf: not counted.
+
+    Returns:
+        (n,) of the scores' type, 0 where there is nothing to compare with.
+    """
+    count = np.isfinite(score).sum(1)
+    place = score.shape[1] - count + level_rank(count, quantile)
+    value = np.take_along_axis(np.sort(score, axis=1), place[:, None], axis=1)[:, 0]
+    return np.where(count > 0, value, 0).astype(score.dtype)
+
+
 # A garment that everything resembles leaves little room above its level; a division by none would blow up.
 _LEAST_ROOM = 0.05
 

@@ -7,7 +7,6 @@ once.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from psnet.config import ConfigError, add_options, load_options
+from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
 from psnet.detector import build_detector
@@ -144,11 +144,10 @@ def _pseudo_labels(settings: TrainSettings) -> Path:
 
 def _catalogue(path: str) -> list[tuple[Path, str, str]]:
     """Picture, category and seller of every row."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            (Path(path).parent / row["image"], row.get("category", ""), row["seller_id"])
-            for row in csv.DictReader(file)
-        ]
+    return [
+        (Path(path).parent / row["image"], row.get("category", ""), row["seller_id"])
+        for _, row in read_csv(Path(path), ("image", "seller_id"))
+    ]
 
 
 def _loop(settings: TrainSettings, part: LoopSettings) -> LoopSettings:
