@@ -1,9 +1,14 @@
 """The inner loop of the pair search: two blocks of garments in, the pairs worth keeping out.
 
-Two steps. A matrix product per region scores every pair of the block in float32 and finds the candidates;
-what it rounds differently from one block shape to another is smaller than MARGIN, by which the net is cast
-wider. The candidates are then compared one by one (``psnet.similarity.compare``), and only that score is
-kept, so that the result does not depend on how garments were put into blocks.
+Three steps. Products of eight-bit codes bound every pair's score from above (``pipeline.quantise``), and a
+pair whose bound stays below what it would have to reach is done with (``pipeline.sift``). The few others are
+scored in float32, which is off by rounding; the net is cast wider by that much (MARGIN), and
+what it holds are candidates (``best_pairs``, ``prune``). When all blocks have been seen, those that are left
+are compared one by one (``rescore``, ``psnet.similarity.compare``), and only that score is kept, so that the
+result does not depend on how garments were put into blocks.
+
+Why eight bits: exact in int32, and torch's ``_int_mm`` multiplies them nine times as fast as float32.
+``benchmarks/SCALING.md`` has what else was tried.
 
 Pairs are ranked by their normalised score (``psnet.similarity.normalise``), which is worth 3 to 4 points of
 mAP on photographs over the score itself. Where all levels are 0 it *is* the score, and that is how pairs are
@@ -14,11 +19,39 @@ Pairs are pairs of pictures: of their garments' pairs the one that ranks first s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from pipeline.half import rows_as_float32
+from pipeline.quantise import Quantised, quantise
+from pipeline.sift import (
+    BACKWARD,
+    BACKWARD_TURNED,
+    BEST_REGIONS,
+    FORWARD,
+    FORWARD_TURNED,
+    NOT_REACHED,
+    SAME_WEIGHTS,
+    SURELY_REACHED,
+    WEIGHTED,
+    Cuts,
+    Found,
+    Held,
+    Side,
+    coarse_scores,
+    collect,
+    columns_of_rank,
+    mark,
+    presence_codes,
+    push_all,
+    refine,
+    weight_table,
+)
 from psnet.regions import NUM_REGIONS, Presence
 from psnet.similarity import (
     SCORINGS,
@@ -34,23 +67,29 @@ MARGIN = np.float32(2e-5)
 """Above the rounding of a float32 product of two unit vectors of 256 numbers (about 1e-6), for either order
 of additions, with room for longer vectors, and twice over: both sides of a comparison may be rounded."""
 
-# A tile's five planes of float32 stay in the second-level cache between product and reduction.
-_TILE_ROWS = 128
-_TILE_COLUMNS = 1024
+# A tile's five planes of int32 (5 MB) are reduced while they are in the second- and third-level cache;
+# smaller ones multiply slower, larger ones learn later what a pair has to beat.
+_TILE_ROWS = 512
+_TILE_COLUMNS = 512
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _RESCORED_AT_ONCE = 1024
-# Query pictures selected from at once; a few arrays of (pictures, garments of the other block) float32.
-_SELECTED_AT_ONCE = 64
+# Garments whose cosines with the sample are looked at together, five planes of float32.
+_LEVEL_ROWS = 128
+# Pictures that a query meets first, see ``_seed``.
+_SEEDS = 1024
+# Candidates held before those that cannot win are thrown out, 13 bytes each.
+_HELD_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class Block:
     """The n garments of m pictures, picture after picture.
 
-    ``features``, ``mirrored``: (n, 5, d) float32; ``presence``: (n, 5) uint8; ``weights``: (n, 5) float32 of
-    each garment's group; ``level``: (n,) float32, what each reaches with anything (``background``), or 0 to
-    rank by the score alone; ``garment``: (n,) index within its picture; ``starts``: (m,) first garment of
-    each picture; ``picture``: (m,) ascending numbers of the pictures.
+    ``features``, ``mirrored``: (n, 5, d) float16, in memory or memory-mapped, zero where not present;
+    ``presence``: (n, 5) uint8; ``weights``: (n, 5) float32 of each garment's group; ``level``: (n,) float32,
+    what each reaches with anything (``background``), or 0 to rank by the score alone; ``garment``: (n,) index
+    within its picture; ``starts``: (m,) first garment of each picture; ``picture``: (m,) ascending numbers of
+    the pictures.
     """
 
     features: np.ndarray
@@ -65,6 +104,16 @@ class Block:
     def __len__(self) -> int:
         """m, the number of pictures."""
         return len(self.starts)
+
+    @cached_property
+    def codes(self) -> Quantised:
+        """Of the features."""
+        return quantise(self.features)
+
+    @cached_property
+    def mirrored_codes(self) -> Quantised:
+        """Of the mirrored features."""
+        return quantise(self.mirrored)
 
 
 @dataclass(frozen=True)
@@ -85,8 +134,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Floors:
-    """What is known from other blocks, per query, (m,) float32, -inf where fewer are known. Pairs below are
-    of no use.
+    """What is known from other blocks, per query, (m,) float32, -inf where fewer are known. Pairs that lie
+    below by more than rounding are of no use.
 
     ``best_k``: its ``best_k``-th best normalised score; ``limit``: its ``limit``-th best of the pairs that
     reach the thresholds. Others may yet turn out not to be kept.
@@ -126,12 +175,56 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Pairs of pictures that may be among those wanted, arrays of one length p.
+
+    ``query``, ``match``: int32 picture numbers (positions, inside this module); ``value``: float32 normalised
+    score, off by rounding; ``reach``: uint8, whether they reach the thresholds, as ``pipeline.sift`` has it.
+    """
+
+    query: np.ndarray
+    match: np.ndarray
+    value: np.ndarray
+    reach: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @property
+    def surely(self) -> np.ndarray:
+        """(p,) bool: which reach the thresholds, however they were rounded."""
+        return self.reach == SURELY_REACHED
+
+    def take(self, rows: np.ndarray) -> Candidates:
+        return Candidates(*(value[rows] for value in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """One after the other."""
+        none = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.uint8))
+        lists = zip(none, *(vars(part).values() for part in parts), strict=True)
+        return cls(*(np.concatenate(arrays) for arrays in lists))
+
+
+@dataclass(frozen=True)
 class Kept:
     """What a block holds for the queries of one side. ``left_out``: pairs that reach the thresholds and
     exceed the limit."""
 
-    pairs: Pairs
+    candidates: Candidates
     left_out: int
+
+
+def rounding_slack(query_level: np.ndarray, match_level: np.ndarray) -> float:
+    """What normalised scores may be off by, twice over, between garments of these levels.
+
+    The normalised score (s - L) / room rises with s by 1 / room, and L and room are the very numbers that
+    ``rescore`` uses. A score s may be off by e, 2 e <= MARGIN; then it is off by e / room at most (rounding
+    its subtraction and division adds 2e-7 / room, for which MARGIN has room), so by half of MARGIN over the
+    least room of any pair.
+    """
+    half_q, half_x = query_level / 2, match_level / 2  # the halves' sum is the mean, bit by bit
+    return float(MARGIN / room_above(half_q.max(initial=-1) + half_x.max(initial=-1)))
 
 
 def best_pairs(
@@ -141,176 +234,307 @@ def best_pairs(
     row_floors: Floors,
     column_floors: Floors | None = None,
     *,
+    slack: float,
     scoring: str = "best_regions",
     mirrored: bool = True,
 ) -> tuple[Kept, Kept | None]:
-    """Pairs worth keeping, for the pictures of ``rows`` as queries and for those of ``columns``.
+    """Candidates for the pictures of ``rows`` as queries and, given ``column_floors``, for those of
+    ``columns``.
 
     Args:
-        row_floors, column_floors: what the queries know already. Without ``column_floors`` the columns are no
-            queries, and the second result is None.
+        row_floors, column_floors: what the queries know already. Without ``column_floors`` the second result
+            is None; where ``columns`` is ``rows``, the first holds all pairs of the block.
+        slack: ``rounding_slack`` of all levels that the floors were made with.
         scoring: a name of ``psnet.similarity.SCORINGS``. mirrored: compare flipped pictures as well.
 
-    Memory O(n_rows n_columns).
-    """
-    both = column_floors is not None
-    by_row, by_column = score_block(rows, columns, scoring=scoring, mirrored=mirrored, both_directions=both)
-    query, match, left_out = select(by_row, rows, columns, wanted, row_floors)
-    forward = Kept(rescore(rows, columns, query, match, scoring=scoring, mirrored=mirrored), left_out)
-    if by_column is None or column_floors is None:
-        return forward, None
-    query, match, left_out = select(by_column.T, columns, rows, wanted, column_floors)
-    return forward, Kept(rescore(columns, rows, query, match, scoring=scoring, mirrored=mirrored), left_out)
-
-
-def score_block(
-    rows: Block, columns: Block, *, scoring: str, mirrored: bool, both_directions: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores of all pairs of garments with the rows as queries, and with the columns as queries.
-
-    Both (n_rows, n_columns) float32, the second None unless wanted. The products serve both directions, since
-    weights are applied afterwards; only the comparison with flipped pictures needs one for each.
-    """
-    shape = (len(rows.garment), len(columns.garment))
-    forward = np.empty(shape, np.float32)
-    backward = np.empty(shape, np.float32) if both_directions else None
-    weights = np.concatenate([rows.weights, columns.weights])
-    same_weights = bool((weights == weights[:1]).all())
-    score_of = SCORINGS[scoring]
-    left, right = _planes(rows.features), _planes(columns.features)
-    if mirrored:
-        right_flipped = _planes(columns.mirrored)
-        left_flipped = _planes(rows.mirrored) if both_directions else None
-    for r in range(0, shape[0], _TILE_ROWS):
-        at = slice(r, r + _TILE_ROWS)
-        row_weights = rows.weights[at, None]
-        for c in range(0, shape[1], _TILE_COLUMNS):
-            to = slice(c, c + _TILE_COLUMNS)
-            column_weights = columns.weights[None, to]
-            planes = block_cosines(left[at], rows.presence[at], right[to], columns.presence[to])
-            plain = score_of(*planes, row_weights)
-            forward[at, to] = plain
-            if backward is not None:
-                backward[at, to] = plain if same_weights else score_of(*planes, column_weights)
-            if not mirrored:
-                continue
-            planes = block_cosines(
-                left[at], rows.presence[at], right_flipped[to], mirrored_presence(columns.presence[to])
-            )
-            np.maximum(forward[at, to], score_of(*planes, row_weights), out=forward[at, to])
-            if backward is not None and left_flipped is not None:
-                planes = block_cosines(
-                    left_flipped[at], mirrored_presence(rows.presence[at]), right[to], columns.presence[to]
-                )
-                np.maximum(backward[at, to], score_of(*planes, column_weights), out=backward[at, to])
-    return forward, backward
-
-
-def _planes(features: np.ndarray) -> np.ndarray:
-    """(n, 5, d) whose regions are contiguous matrices, as the product wants them."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(features, 1, 0)), 0, 1)
-
-
-def select(
-    scores: np.ndarray, queries: Block, others: Block, wanted: Wanted, floors: Floors
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Positions of the picture pairs that may be among those wanted, and how many the limit leaves out.
-
-    Args:
-        scores: (n_queries, n_others) of the garments, as ``score_block`` gives them.
-
-    Nothing wanted is missed. A score may be off by e, 2 e <= MARGIN. The normalised score (s - L) / room
-    rises with s by 1 / room, and L and room are the very numbers that ``rescore`` uses: it is off by e / room
-    at most (rounding its subtraction and division adds 2e-7 / room, for which MARGIN has room), so by
-    slack / 2, if slack is MARGIN over the least room of any pair of the two blocks. The greatest of several
+    Nothing wanted is missed. A candidate's value is off by slack / 2 at most. The greatest of several
     garments' values, and the k-th greatest of a query's, move no further than their members do. So what lies
-    slack below a cut that was made of such values, or of exact ones, lies below the exact cut.
-    Only pairs that surely reach the thresholds make the limit's cut: others may not be listed at all.
+    slack below a cut that was made of such values, or of exact ones, lies below the exact cut; and a pair is
+    not even scored in float32 if the bound of its eight-bit score lies that low. Only pairs that surely reach
+    the thresholds make the limit's cut: others may not be listed at all.
 
     The count is exact as well: a pair beyond the limit of which rounding hides whether it reaches the
     thresholds is handed on, and counted once it is compared.
+
+    Memory O(codes + pairs kept).
     """
-    half_q, half_x = queries.level / 2, others.level / 2  # the halves' sum is the mean, bit by bit
-    slack = float(MARGIN / room_above(half_q.max(initial=-1) + half_x.max(initial=-1)))
-    # No picture is its own partner.
-    _, own_q, own_x = np.intersect1d(queries.picture, others.picture, True, True)
-    stops = np.append(queries.starts, len(queries.garment))
-    chosen, left_out = [np.empty((2, 0), np.int64)], 0
-    for first in range(0, len(queries), _SELECTED_AT_ONCE):
-        last = min(first + _SELECTED_AT_ONCE, len(queries))
-        at = slice(stops[first], stops[last])
-        score = np.ascontiguousarray(scores[at])
-        normalised = normalise(score, half_q[at, None] + half_x)
-        best = _by_picture(normalised, queries.starts[first:last] - at.start, others.starts)
-        own = (own_q >= first) & (own_q < last)
-        best[own_q[own] - first, own_x[own]] = -np.inf
-        best_k = np.maximum(_kth_best(best, wanted.best_k), floors.best_k[first:last]) - slack
-        cut = np.minimum(best_k, np.float32(wanted.normalised_threshold) - slack)
-        query, match = np.nonzero((best >= cut[:, None]) & (best > -np.inf))
-        value = best[query, match]
-        pair, q, x = _garment_pairs(queries, others, first + query, match)
-        q -= at.start
-        possibly, surely = _reaching(value, pair, score[q, x], normalised[q, x], wanted, slack)
-        known = _kth_of_each(query[surely], value[surely], wanted.limit, last - first)
-        limit = np.maximum(known, floors.limit[first:last]) - slack
-        within = value >= limit[query]
-        keep = (value >= best_k[query]) | (possibly & (within | ~surely))
-        left_out += int((surely & ~keep).sum())
-        chosen.append(np.stack([first + query[keep], match[keep]]))
-    query, match = np.concatenate(chosen, axis=1)
-    return query, match, left_out
+    kind = _kind(scoring, np.concatenate([rows.weights, columns.weights]))
+    if kind != SAME_WEIGHTS and columns is not rows and column_floors is not None:
+        # The two sides score a pair differently: each asks for itself.
+        forward = _BlockSearch(rows, columns, wanted, row_floors, None, slack, kind, mirrored)
+        backward = _BlockSearch(columns, rows, wanted, column_floors, None, slack, kind, mirrored)
+        return forward.run().to_rows.kept(), backward.run().to_rows.kept()
+    search = _BlockSearch(rows, columns, wanted, row_floors, column_floors, slack, kind, mirrored).run()
+    return search.to_rows.kept(), None if column_floors is None else search.to_columns.kept()
 
 
-def _by_picture(values: np.ndarray, row_starts: np.ndarray, column_starts: np.ndarray) -> np.ndarray:
-    """The greatest of each picture pair's garments: (n_q, n_x) to (m_q, m_x)."""
-    if len(row_starts) != values.shape[0]:
-        values = np.maximum.reduceat(values, row_starts, axis=0)
-    if len(column_starts) != values.shape[1]:
-        values = np.maximum.reduceat(values, column_starts, axis=1)
-    return values
+def _kind(scoring: str, weights: np.ndarray) -> int:
+    if scoring == "weighted":
+        return WEIGHTED
+    alike = bool((weights == weights.ravel()[:1]).all()) and bool((weights > 0).all())
+    return SAME_WEIGHTS if alike else BEST_REGIONS
 
 
-def _reaching(
-    value: np.ndarray,
-    pair: np.ndarray,
-    score: np.ndarray,
-    normalised: np.ndarray,
-    wanted: Wanted,
-    slack: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of p picture pairs possibly reach the thresholds, and which surely do: (p,) bool each.
+class _Queries:
+    """One block as the side that asks: what it has found."""
+
+    def __init__(self, block: Block, wanted: Wanted, floors: Floors, slack: float) -> None:
+        self._block, self._wanted, self._slack = block, wanted, slack
+        self._limit = floors.limit.astype(np.float32)
+        self._parts: list[Candidates] = []
+        self._held = self._left_out = 0
+        stops = np.append(block.starts, len(block.garment))
+        self.side = Side(
+            features=block.features.view(np.uint16),
+            mirrored=block.mirrored.view(np.uint16),
+            code=presence_codes(block.presence),
+            code_mirrored=presence_codes(mirrored_presence(block.presence)),
+            code_query=presence_codes(block.presence, block.weights),
+            weights=weight_table(block.weights),
+            half=(block.level / 2).astype(np.float32),
+            picture=np.repeat(np.arange(len(block)), np.diff(stops)),
+            starts=stops.astype(np.int64),
+            number=block.picture.astype(np.int64),
+            cut=np.repeat(floors.best_k - np.float32(slack), np.diff(stops)).astype(np.float32),
+            low=np.full((len(block), wanted.best_k), -np.inf, np.float32),
+            heap=np.full((len(block), wanted.best_k), -np.inf, np.float32),
+            known=floors.best_k.astype(np.float32),
+            limit=self._limit,
+        )
+
+    def add(self, found: Found, count: int, others: Block, left_out: int) -> None:
+        """Take in the first ``count`` pairs found."""
+        query, match, value, reach = (values[:count].copy() for values in found)
+        self._parts.append(Candidates(query, others.picture[match].astype(np.int32), value, reach))
+        self._left_out += left_out
+        self._held += count
+        if self._held > _HELD_AT_ONCE:
+            self._prune()
+
+    def _prune(self) -> None:
+        side = self.side
+        best_k = np.maximum(side.known, np.maximum(side.low[:, 0], side.heap[:, 0]))
+        floors = Floors(best_k, self._limit)
+        held, left_out = prune(Candidates.joined(self._parts), self._wanted, floors, self._slack)
+        self._parts, self._held = [held], len(held)
+        self._left_out += left_out
+        # In place: the compiled loops look at the same array.
+        surely = held.surely
+        known = _kth_of_each(held.query[surely], held.value[surely], self._wanted.limit, len(self._block))
+        np.maximum(self._limit, known, out=self._limit)
+
+    def kept(self) -> Kept:
+        self._prune()
+        (held,) = self._parts
+        return Kept(replace(held, query=self._block.picture[held.query].astype(np.int32)), self._left_out)
+
+
+class _BlockSearch:
+    """Two blocks, tile by tile."""
+
+    def __init__(
+        self,
+        rows: Block,
+        columns: Block,
+        wanted: Wanted,
+        row_floors: Floors,
+        column_floors: Floors | None,
+        slack: float,
+        kind: int,
+        mirrored: bool,
+    ) -> None:
+        self._rows, self._columns, self._kind, self._mirrored = rows, columns, kind, mirrored
+        self._same = columns is rows
+        self._both = column_floors is not None or (self._same and kind == SAME_WEIGHTS)
+        self.to_rows = self.to_columns = _Queries(rows, wanted, row_floors, slack)
+        if not self._same:
+            none = np.full(len(columns), np.inf, np.float32)
+            self.to_columns = _Queries(columns, wanted, column_floors or Floors(none, none), slack)
+        self._cuts = Cuts(
+            np.float32(wanted.threshold), np.float32(wanted.normalised_threshold), MARGIN, np.float32(slack)
+        )
+        codes = [rows.codes, columns.codes]
+        if mirrored:
+            codes += [rows.mirrored_codes, columns.mirrored_codes]
+        self._norm = max(one.norm for one in codes)
+        to_rows, to_columns = self.to_rows.side, self.to_columns.side
+        self._left = self._part(rows.codes, to_rows.code_query)
+        self._right = self._part(columns.codes, to_columns.code)
+        if mirrored:
+            self._left_turned = self._part(rows.mirrored_codes, to_rows.code_mirrored)
+            self._right_turned = self._part(columns.mirrored_codes, to_columns.code_mirrored)
+        height = max((stop - start for start, stop in _tiles(rows, _TILE_ROWS)), default=0)
+        width = max((stop - start for start, stop in _tiles(columns, _TILE_COLUMNS)), default=0)
+        # Runs that begin elsewhere may be as long as two of them.
+        width = 2 * max(width, height) if self._same else width
+        self._products = torch.empty(NUM_REGIONS * height * width, dtype=torch.int32)
+        self._marks = np.zeros(height * (width + 7), np.uint8)
+        self._turned = torch.empty_like(self._products) if mirrored else self._products
+        room = height * width
+        self._tile_pairs = Held(
+            np.empty(room, np.int32),
+            np.empty(room, np.int32),
+            np.empty(room, np.float32),
+            np.empty(room, np.uint8),
+        )
+        self._held: list[Held] = []
+
+    def _part(self, codes: Quantised, code: np.ndarray) -> _Part:
+        """With an error that is what a garment adds to the bound (2) of ``pipeline.quantise``, and half of
+        what rounding the other numbers may add."""
+        error = codes.error_of_mean(3 if self._kind == SAME_WEIGHTS else 1)
+        error = (error * np.float32(self._norm) + MARGIN / 2).astype(np.float32)
+        return _Part(torch.from_numpy(codes.codes), codes.scale, error, code)
+
+    def _seed(self) -> None:
+        """Find out what the rows' pairs have to beat, as long as nothing is known: their best among some
+        pictures. Otherwise the first tiles would hold nearly all of their pairs."""
+        rows, columns = self.to_rows.side, self.to_columns.side
+        best_k, step = rows.heap.shape[1], len(self._columns) // _SEEDS
+        if not (rows.known == -np.inf).any() or step < 4 or best_k > _SEEDS // 4:
+            return
+        number = columns.number[::step][:_SEEDS]
+        chosen = columns.starts[:-1:step][:_SEEDS]
+        left, right = self._left, self._right
+        codes, scale = right.codes[:, torch.from_numpy(chosen)], right.scale[:, chosen]
+        code, error, half = right.code[:, chosen], right.error[chosen], columns.half[chosen]
+        for start in range(0, len(self._rows.garment), _TILE_ROWS):
+            at = slice(start, start + _TILE_ROWS)
+            picture = rows.picture[at]
+            shape = NUM_REGIONS, len(picture), len(chosen)
+            planes = self._multiply(left.codes[:, at], codes, torch.empty(shape, dtype=torch.int32))
+            scores = np.empty(shape[1:], np.float32)
+            coarse_scores(
+                self._kind, planes, start, left.scale, left.code, rows.weights, scale, code, scores
+            )  # fmt: skip
+            least = normalise(scores - (left.error[at, None] + error), rows.half[at, None] + half)
+            least[rows.number[picture][:, None] == number] = -np.inf  # no picture is its own partner
+            place = len(chosen) - best_k
+            # What one garment of a picture reaches, the picture reaches.
+            np.maximum.at(rows.known, picture, np.partition(least, place, axis=1)[:, place])
+        rows.cut[:] = rows.known[rows.picture] - self._cuts.slack
+
+    def run(self) -> _BlockSearch:
+        self._seed()
+        for start, stop in _tiles(self._rows, _TILE_ROWS):
+            if self._same and self._both:
+                # Half of the tiles hold every pair; on the diagonal both of its orders stand in the tile.
+                self._tile(start, stop, start, stop, both=False)
+                for first, last in _tiles(self._columns, _TILE_COLUMNS, stop):
+                    self._tile(start, stop, first, last, both=True)
+            else:
+                for first, last in _tiles(self._columns, _TILE_COLUMNS):
+                    self._tile(start, stop, first, last, both=self._both)
+            self._refine()
+        return self
+
+    def _tile(self, start: int, stop: int, first: int, last: int, *, both: bool) -> None:
+        height, width = stop - start, last - first
+        padded = -(-width // 8) * 8
+        marks = self._marks[: height * padded].reshape(height, padded)
+        at, none = (start, stop, first, last), np.uint8(0)
+        left, right = self._left, self._right
+        planes = self._mark(left, right, at, FORWARD, BACKWARD if both else none, marks, self._products)
+        if self._mirrored:
+            self._mark(left, self._right_turned, at, FORWARD_TURNED, none, marks, self._turned)
+            if both:
+                self._mark(self._left_turned, right, at, none, BACKWARD_TURNED, marks, self._turned)
+        count = collect(
+            self._kind, self.to_rows.side, self.to_columns.side, planes, start, first,
+            left.scale, left.error, right.scale, right.error, self._cuts, marks, marks.view(np.uint64),
+            self._tile_pairs,
+        )  # fmt: skip
+        self._held.append(Held(*(values[:count].copy() for values in self._tile_pairs)))
+
+    def _refine(self) -> None:
+        held = Held(*(np.concatenate(values) for values in zip(*self._held, strict=True)))
+        self._held = []
+        found = [Found(*(np.empty_like(values) for values in held)) for _ in range(2)]
+        rows, columns = self.to_rows, self.to_columns
+        to_rows, to_columns, left_f, left_b = refine(
+            self._kind, self._mirrored, rows.side, columns.side, held, self._cuts, *found
+        )
+        rows.add(found[0], to_rows, self._columns, left_f)
+        columns.add(found[1], to_columns, self._rows, left_b)
+
+    def _mark(
+        self,
+        left: _Part,
+        right: _Part,
+        at: tuple[int, int, int, int],
+        forward: np.uint8,
+        backward: np.uint8,
+        marks: np.ndarray,
+        products: torch.Tensor,
+    ) -> np.ndarray:
+        """The products, (5, rows, columns) int32."""
+        start, stop, first, last = at
+        shape = NUM_REGIONS, stop - start, last - first
+        room = products[: shape[0] * shape[1] * shape[2]].view(shape)
+        planes = self._multiply(left.codes[:, start:stop], right.codes[:, first:last], room)
+        rows, columns = self.to_rows.side, self.to_columns.side
+        mark(
+            self._kind, planes, start, first,
+            left.scale, left.code, left.error, rows.half, rows.cut, rows.weights,
+            right.scale, right.code, right.error, columns.half, columns.cut,
+            self._cuts, forward, backward, marks,
+        )  # fmt: skip
+        return planes
+
+    @staticmethod
+    def _multiply(left: torch.Tensor, right: torch.Tensor, planes: torch.Tensor) -> np.ndarray:
+        """Products of codes, (5, rows, d) with (5, columns, d), in ``planes``, (5, rows, columns) int32."""
+        for region in range(NUM_REGIONS):
+            torch._int_mm(left[region], right[region].T, out=planes[region])
+        return planes.numpy()
+
+
+class _Part(NamedTuple):
+    """n garments. ``codes``: (5, n, d) int8; ``scale``, ``code``: (5, n), ``error``: (n,) float32, as in
+    ``pipeline.sift.mark``."""
+
+    codes: torch.Tensor
+    scale: np.ndarray
+    error: np.ndarray
+    code: np.ndarray
+
+
+def _tiles(block: Block, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Runs of ``size`` garments or fewer that end between pictures, from ``start`` on; a picture of more
+    garments is a run of its own."""
+    stops = np.append(block.starts[1:], len(block.garment))
+    while start < len(block.garment):
+        last = max(
+            np.searchsorted(stops, start + size, side="right") - 1,
+            np.searchsorted(stops, start, side="right"),
+        )
+        yield start, int(stops[last])
+        start = int(stops[last])
+
+
+def prune(candidates: Candidates, wanted: Wanted, floors: Floors, slack: float) -> tuple[Candidates, int]:
+    """Throw out what cannot win, and count what of it the limit leaves out, see ``best_pairs``.
 
     Args:
-        value: (p,) their normalised scores. pair: (g,) the picture pair that each pair of garments belongs
-            to, ascending; score, normalised: (g,) of the garments. All of them rounded, see ``select``.
+        candidates: ``query`` positions in ``floors``.
     """
-    # Of several garments those that may turn out to rank first count.
-    may_stand = normalised >= value[pair] - slack
-    threshold, least = np.float32(wanted.threshold), np.float32(wanted.normalised_threshold)
-    possible = may_stand & (score >= threshold - MARGIN) & (normalised >= least - slack)
-    doubtful = may_stand & ((score < threshold + MARGIN) | (normalised < least + slack))
-    if len(pair) > len(value):
-        first = np.flatnonzero(np.diff(pair, prepend=-1))
-        possible, doubtful = (np.logical_or.reduceat(which, first) for which in (possible, doubtful))
-    return possible, ~doubtful
-
-
-def _kth_best(scores: np.ndarray, k: int) -> np.ndarray:
-    """(m,) k-th greatest of each row, -inf where there are fewer."""
-    width = scores.shape[1]
-    if k > width or not scores.size:
-        return np.full(len(scores), -np.inf, np.float32)
-    return np.partition(scores, width - k, axis=1)[:, width - k]
+    query, value = candidates.query, candidates.value
+    count = len(floors.best_k)
+    best_k = np.maximum(floors.best_k, _kth_of_each(query, value, wanted.best_k, count)) - slack
+    surely = candidates.surely
+    known = _kth_of_each(query[surely], value[surely], wanted.limit, count)
+    limit = np.maximum(known, floors.limit) - slack
+    reached = candidates.reach != NOT_REACHED
+    within = value >= limit[query]
+    keep = (value >= best_k[query]) | (reached & (within | ~surely))
+    return candidates.take(keep), int((surely & ~keep).sum())
 
 
 def _kth_of_each(query: np.ndarray, value: np.ndarray, k: int, count: int) -> np.ndarray:
     """(count,) k-th greatest of each query's values, -inf where there are fewer."""
-    order = np.lexsort((-value, query))
-    query, value = query[order], value[order]
-    at = np.arange(len(query)) - np.searchsorted(query, query) == k - 1
-    kth = np.full(count, -np.inf, np.float32)
-    kth[query[at]] = value[at]
-    return kth
+    heaps = np.full((count, k), -np.inf, np.float32)
+    push_all(heaps, query, value)
+    return heaps[:, 0]
 
 
 def rescore(
@@ -334,12 +558,12 @@ def rescore(
         qs, xs = q[start : start + _RESCORED_AT_ONCE], x[start : start + _RESCORED_AT_ONCE]
         parts.append(
             compare(
-                queries.features[qs],
+                rows_as_float32(queries.features, qs),
                 queries.presence[qs],
-                others.features[xs],
+                rows_as_float32(others.features, xs),
                 others.presence[xs],
                 queries.weights[qs],
-                mirrored_x=others.mirrored[xs] if mirrored else None,
+                mirrored_x=rows_as_float32(others.mirrored, xs) if mirrored else None,
                 scoring=scoring,
             )
         )
@@ -409,8 +633,8 @@ def background(
     level = np.zeros(count, np.float32)
     distinctiveness = np.full(garments.presence.shape, np.nan, np.float32)
     features, others = _planes(garments.features), _planes(sample.features)
-    for start in range(0, count, _TILE_ROWS):
-        at = slice(start, start + _TILE_ROWS)
+    for start in range(0, count, _LEVEL_ROWS):
+        at = slice(start, start + _LEVEL_ROWS)
         cos, comparable = block_cosines(features[at], garments.presence[at], others, sample.presence)
         stranger = garments.picture[at, None] != sample.picture[None]
         scores = SCORINGS[scoring](cos, comparable, garments.weights[at, None])
@@ -435,12 +659,15 @@ def background(
     return level, distinctiveness
 
 
+def _planes(features: np.ndarray) -> np.ndarray:
+    """(n, 5, d) whose regions are contiguous matrices, as the product wants them."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(features, 1, 0)), 0, 1)
+
+
 def _quantile(values: np.ndarray, usable: np.ndarray, quantile: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows with a usable value, and for each the column of its quantile (the lower of two neighbours, and at
     most the ``LEAST_ABOVE``-th greatest)."""
     count = usable.sum(1)
     rows = np.flatnonzero(count)
-    values = np.where(usable, values, -np.inf)[rows]
-    place = values.shape[1] - count[rows] + level_rank(count[rows], quantile)
-    value = np.take_along_axis(np.sort(values, axis=1), place[:, None], axis=1)
-    return rows, (values == value).argmax(1)
+    rank = count[rows] - level_rank(count[rows], quantile)
+    return rows, columns_of_rank(np.ascontiguousarray(values[rows]), usable[rows], rank)

@@ -1,7 +1,8 @@
 """Stage match: all pairs of the catalogue, block by block on Ray.
 
-    garments/*.parquet ─ vectors (memory-mapped) ─▶ background levels ─▶ [Ray: a task per pair of blocks]
-                                              ─▶ match/KEY/block-i-j.parquet ─▶ pairs.parquet
+    garments/*.parquet ─ vectors (memory-mapped) ─▶ background levels
+        ─▶ [Ray: a task per pair of blocks] match/KEY/block-i-j.parquet, candidates scored up to rounding
+        ─▶ [Ray: a task per block of queries] match/KEY/pairs-i.parquet, compared exactly ─▶ pairs.parquet
 
 A pair is ranked by its normalised score (``match.rank_by``), which takes the levels of its two garments. So
 the levels of all garments come first.
@@ -9,8 +10,12 @@ the levels of all garments come first.
 A block is a run of pictures, in the order of their items' identifiers. Blocks (i <= j) hold every pair once;
 a task gives both directions. A finished block is a file, and a rerun computes only what is missing. What a
 query keeps (its best ``best_k`` partners, and all from the thresholds on, at most ``max_pairs_per_item``) can
-be told without the other blocks; what those have found already only spares a task from writing pairs that
-cannot win.
+be told without the other blocks; what those have found already only spares a task from looking closely at
+pairs that cannot win.
+
+A block stays in the shared file of vectors, memory-mapped: a node reads it once, all of its workers have it,
+and tasks that follow each other share blocks, so that it is still there when it is needed again. A worker
+keeps the eight-bit codes of the last few, which cost less to make than to move.
 
 In a sweep the originals are the queries and all other items the partners; pairs among the originals, or among
 the others, are not looked at. It goes through the index where that is an approximate one (a choice for
@@ -20,7 +25,7 @@ ranked by the normalised one.
 
 Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
 identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
-queries + block) beside ``max_pairs_per_item`` scores per picture.
+queries + block) a worker, beside ``max_pairs_per_item`` scores per picture in the driver.
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ import contextlib
 import functools
 import os
 import shutil
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,12 +50,27 @@ from threadpoolctl import threadpool_limits
 from pipeline.calibration import load_calibration
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
-from pipeline.kernel import Block, Floors, Garments, Kept, Pairs, Wanted, background, best_pairs, rescore
+from pipeline.half import rows_as_float32
+from pipeline.kernel import (
+    Block,
+    Candidates,
+    Floors,
+    Garments,
+    Kept,
+    Pairs,
+    Wanted,
+    background,
+    best_pairs,
+    prune,
+    rescore,
+    rounding_slack,
+)
 from pipeline.progress import track
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.runtime import init_ray
 from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
+from pipeline.sift import PERHAPS_REACHED, push_all
 from pipeline.vectors import (
     Vectors,
     garment_count,
@@ -73,19 +95,9 @@ _LEVELS_AT_ONCE = 4096
 _TASK_RETRIES = 5
 
 _BLOCK_SCHEMA = pa.schema(
-    [
-        ("query", pa.int32()),
-        ("match", pa.int32()),
-        ("score", pa.float32()),
-        ("normalised", pa.float32()),
-        *((column, pa.float32()) for column in COS_COLUMNS),
-        ("comparable", pa.uint8()),
-        ("mirrored", pa.bool_()),
-        ("query_garment", pa.int16()),
-        ("match_garment", pa.int16()),
-    ]
+    [("query", pa.int32()), ("match", pa.int32()), ("value", pa.float32()), ("reach", pa.uint8())]
 )
-"""``pipeline.kernel.Pairs``; ``comparable`` holds bit r for region r. Numbers count the search's pictures."""
+"""``pipeline.kernel.Candidates``. Numbers count the search's pictures."""
 
 
 def match(run: RunDirectory, settings: Settings) -> None:
@@ -127,7 +139,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
             index_of = run if through_index else None
             search = Search(folder, settings, calibration, members.sides(vectors), index_of)
             search.run()
-            _write_pairs(run.pairs_path, search, vectors, stage)
+            _write_pairs(run.pairs_path, search, stage)
             write_atomically(run.match_dir / BACKGROUND_FILE, (folder / BACKGROUND_FILE).read_bytes())
             remove_vectors(target)
             stage.count_in = sum(garment_count(shard, members.pictures) for shard in shards)
@@ -259,7 +271,8 @@ class _Job:
     quantile: float
 
     def block(self, pictures: np.ndarray) -> Block:
-        """The garments of these pictures (ascending), in memory."""
+        """The garments of these pictures (ascending). Where no picture between them is left out, their
+        features stay on disk."""
         vectors, starts = _opened(self.target)
         stops = np.append(starts[1:], len(vectors))
         count = stops[pictures] - starts[pictures]
@@ -273,13 +286,15 @@ class _Job:
 
     def _block(self, pictures: np.ndarray, block_starts: np.ndarray, rows: np.ndarray) -> Block:
         vectors, _ = _opened(self.target)
-        garments = self.garments(rows)
         level = _levels(self.target)[rows]
+        at: slice | np.ndarray = rows
+        if len(rows) and (np.diff(rows) == 1).all():
+            at = slice(rows[0], rows[-1] + 1)
         return Block(
-            features=garments.features,
-            mirrored=_features(vectors.mirrored, rows),
-            presence=garments.presence,
-            weights=garments.weights,
+            features=vectors.features[at],
+            mirrored=vectors.mirrored[at],
+            presence=vectors.presence[rows],
+            weights=self._weights(rows),
             level=level if self.rank_by == "normalised_score" else np.zeros_like(level),
             garment=vectors.garment[rows],
             starts=block_starts,
@@ -289,22 +304,36 @@ class _Job:
     def garments(self, rows: np.ndarray) -> Garments:
         """Rows of the vectors, in memory."""
         vectors, starts = _opened(self.target)
-        presence = vectors.presence[rows]
-        # A garment of no known group weighs all regions alike.
-        table = np.concatenate([self.region_weights, np.ones((1, NUM_REGIONS), np.float32)])
         return Garments(
-            features=_features(vectors.features, rows),
-            presence=presence,
-            weights=table[vectors.group[rows]],
+            features=rows_as_float32(vectors.features, rows),
+            presence=vectors.presence[rows],
+            weights=self._weights(rows),
             picture=np.searchsorted(starts, rows, side="right") - 1,
         )
 
+    def _weights(self, rows: np.ndarray) -> np.ndarray:
+        # A garment of no known group weighs all regions alike.
+        table = np.concatenate([self.region_weights, np.ones((1, NUM_REGIONS), np.float32)])
+        return table[_opened(self.target)[0].group[rows]]
 
-def _features(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows as float32. Converted once here: from float16 it costs more than comparing."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return features[rows[0] : rows[-1] + 1].astype(np.float32)
-    return features[rows].astype(np.float32)
+    def slack(self) -> float:
+        """See ``rounding_slack``; of all garments, since what is known comes from all blocks."""
+        level = _levels(self.target) if self.rank_by == "normalised_score" else np.zeros(1, np.float32)
+        return rounding_slack(level, level)
+
+
+# The blocks that a worker has seen last, with their codes: the next task has one of them, as a rule.
+_BLOCKS_AT_HAND = 3
+_at_hand: OrderedDict[tuple[Path, bytes], Block] = OrderedDict()
+
+
+def _block_at_hand(job: _Job, pictures: np.ndarray) -> Block:
+    key = job.target, pictures.tobytes()
+    block = _at_hand.pop(key, None) or job.block(pictures)
+    _at_hand[key] = block
+    while len(_at_hand) > _BLOCKS_AT_HAND:
+        _at_hand.popitem(last=False)
+    return block
 
 
 @functools.lru_cache(maxsize=1)
@@ -330,26 +359,11 @@ class _Known:
     def floors(self, pictures: np.ndarray) -> Floors:
         return Floors(self._best[pictures, 0], self._reached[pictures, 0])
 
-    def add(self, query: np.ndarray, score: np.ndarray, normalised: np.ndarray) -> None:
+    def add(self, candidates: Candidates) -> None:
         """Take in a block's pairs."""
-        reached = self._wanted.reached(score, normalised)
-        _keep_best(self._best, query, normalised)
-        _keep_best(self._reached, query[reached], normalised[reached])
-
-
-def _keep_best(best: np.ndarray, query: np.ndarray, value: np.ndarray) -> None:
-    """Merge values into the greatest so far: rows of ``best`` (queries, width), ascending."""
-    width = best.shape[1]
-    order = np.lexsort((-value, query))
-    query, value = query[order], value[order]
-    queries, first, count = np.unique(query, return_index=True, return_counts=True)
-    place = np.arange(len(query)) - np.repeat(first, count)
-    fits = place < width
-    fresh = np.full((len(queries), int(min(count.max(initial=0), width))), -np.inf, np.float32)
-    fresh[np.repeat(np.arange(len(queries)), count)[fits], place[fits]] = value[fits]
-    merged = np.concatenate([best[queries], fresh], axis=1)
-    merged.sort(axis=1)
-    best[queries] = merged[:, -width:]
+        surely = candidates.surely
+        push_all(self._best, candidates.query, candidates.value)
+        push_all(self._reached, candidates.query[surely], candidates.value[surely])
 
 
 class Search:
@@ -364,7 +378,7 @@ class Search:
         index_of: RunDirectory | None = None,
     ) -> None:
         """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared."""
-        self.folder = folder
+        self.folder = folder.resolve()
         self._index_of = index_of
         self.sides = sides
         self.calibration = calibration
@@ -392,11 +406,14 @@ class Search:
             if not sides.symmetric or i <= j
         ]
         # The blocks on the diagonal first: they touch every picture, and what they find spares the others
-        # work.
-        self.blocks.sort(key=lambda block: (abs(block[0] - block[1]), block))
+        # work. Then along a curve on which neighbours share their pictures: a node's memory holds what it
+        # reads again soon.
+        self.blocks.sort(
+            key=lambda block: (block[0] != block[1] if sides.symmetric else False, _place_on_curve(*block))
+        )
         self.found = sum(self.path(*block).exists() for block in self.blocks)
         self.job = _Job(
-            target=(folder / "vectors").resolve(),
+            target=self.folder / "vectors",
             scoring=chosen.scoring,
             mirrored=chosen.mirrored,
             region_weights=calibration.weights,
@@ -409,6 +426,10 @@ class Search:
     def path(self, i: int, j: int) -> Path:
         return self.folder / f"block-{i}-{j}.parquet"
 
+    def files(self) -> list[Path]:
+        """Of all blocks."""
+        return [self.path(*block) for block in self.blocks]
+
     @property
     def query_blocks(self) -> list[np.ndarray]:
         """Pictures of each block of queries."""
@@ -417,7 +438,7 @@ class Search:
     def _sample(self, size: int) -> np.ndarray:
         """The first garment of some pictures among the partners: those of the smallest hashes, which are
         random numbers that do not depend on the catalogue's order."""
-        vectors, starts = _opened((self.folder / "vectors").resolve())
+        vectors, starts = _opened(self.folder / "vectors")
         rows = starts[np.flatnonzero(self.sides.partners.count)]
         order = pc.sort_indices(vectors.sha256.take(rows)).to_numpy()
         return np.sort(rows[order[:size]])
@@ -443,6 +464,26 @@ class Search:
                     progress.advance()
             else:
                 self._run_on_ray(missing, known, progress.advance)
+
+    def parts(self) -> list[Path]:
+        """The pairs of each block of queries as files of PAIR_SCHEMA, of which those missing are made."""
+        numbers = range(len(self._rows))
+        missing = [number for number in numbers if not self.part_path(number).exists()]
+        with track(len(missing), "match", "blocks of queries") as progress:
+            if len(missing) <= 1 or self._index_of is not None:
+                for number in missing:
+                    _write_part(self, number)
+                    progress.advance()
+            else:
+                with _on_ray(self._settings) as (ray, as_task):
+                    write, search = as_task(_write_part), ray.put(self)
+                    tasks = ((number, functools.partial(write.remote, search, number)) for number in missing)
+                    for _ in _in_turn(ray, tasks):
+                        progress.advance()
+        return [self.part_path(number) for number in numbers]
+
+    def part_path(self, number: int) -> Path:
+        return self.folder / f"pairs-{number}.parquet"
 
     @property
     def levels_path(self) -> Path:
@@ -480,12 +521,10 @@ class Search:
         i, j = block
         rows, columns = self._rows[i], self._columns[j]
         backward = known.floors(columns) if self.sides.symmetric and i != j else None
-        return self.job, rows, columns, known.floors(rows), backward, self.path(i, j).resolve()
+        return self.job, rows, columns, known.floors(rows), backward, self.path(i, j)
 
     def _read_block(self, block: tuple[int, int], known: _Known) -> None:
-        names = ["query", "score", "normalised"]
-        table = pq.read_table(self.path(*block), columns=names)
-        known.add(*(table[name].to_numpy() for name in names))
+        known.add(_read_candidates(self.path(*block)))
 
     def _ask_index(
         self, run: RunDirectory, missing: list[tuple[int, int]], advance: Callable[[], None]
@@ -503,6 +542,7 @@ class Search:
         is_partner = self.sides.partners.count > 0
         allowed = [np.flatnonzero((number >= 0) & is_partner[number]) for number in numbers]
         for i, j in missing:
+            begun = time.process_time()
             block = self.job.block(self._rows[i])
             found = index.candidates(
                 block.features,
@@ -520,46 +560,74 @@ class Search:
             query = np.searchsorted(block.starts, found.query, side="right") - 1
             others = block.picture[query] != match_picture
             query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
-            partners = self.job.block(np.unique(match_picture))
-            place = np.searchsorted(partners.picture, match_picture)
-            pairs = rescore(
-                block, partners, query, place, scoring=self.job.scoring, mirrored=self.job.mirrored
+            # All of them are compared: what the index says of a pair is no bound.
+            every = Candidates(
+                block.picture[query].astype(np.int32),
+                match_picture.astype(np.int32),
+                np.full(len(query), np.inf, np.float32),
+                np.full(len(query), PERHAPS_REACHED, np.uint8),
             )
-            _commit_block(self.path(i, j), [Kept(pairs, left_out=0)])
+            _commit_block(self.path(i, j), [Kept(every, left_out=0)], time.process_time() - begun)
             advance()
 
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
-        init_ray(self._settings)
-        import ray
-
-        as_task: Any = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)
-        compute = as_task(_compute_block)
-        job = ray.put(self.job)
-        running: dict[Any, tuple[int, int]] = {}
-        waiting = iter(missing)
-        # A few tasks wait at the workers' doors; the rest are told first what earlier ones have found.
-        places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        try:
-            level_of = as_task(_compute_levels)
+        with _on_ray(self._settings) as (ray, as_task):
+            compute, level_of = as_task(_compute_block), as_task(_compute_levels)
+            job = ray.put(self.job)
             self._commit_levels(ray.get([level_of.remote(job, rows) for rows in self._level_parts()]))
-            while True:
-                while len(running) < places and (block := next(waiting, None)) is not None:
-                    running[compute.remote(job, *self._task(block, known)[1:])] = block
-                if not running:
-                    return
-                done, _ = ray.wait(list(running), num_returns=1)
-                block = running.pop(done[0])
-                ray.get(done[0])
+
+            def start(block: tuple[int, int]) -> Any:
+                return compute.remote(job, *self._task(block, known)[1:])
+
+            tasks = ((block, functools.partial(start, block)) for block in missing)
+            for block in _in_turn(ray, tasks):
                 self._read_block(block, known)
                 advance()
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, OSError):
-                raise cause from None
-            raise
-        except ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(f"the pair search stopped: {reason}; finished blocks are kept") from error
+
+
+@contextlib.contextmanager
+def _on_ray(settings: Settings) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
+    """Ray, and what makes a task of a function; what goes wrong there is told in one line."""
+    init_ray(settings)
+    import ray
+
+    try:
+        yield ray, ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, OSError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"the pair search stopped: {reason}; finished blocks are kept") from error
+
+
+def _in_turn(ray: Any, tasks: Iterable[tuple[Any, Callable[[], Any]]]) -> Iterator[Any]:
+    """Start tasks, a few at a time, so that the later ones can be told what the earlier ones have found;
+    names of those that are done, as they are done.
+
+    Args:
+        tasks: (name, what starts it and gives its reference).
+    """
+    waiting = iter(tasks)
+    running: dict[Any, Any] = {}
+    while True:
+        # Workers may come and go: two tasks for each, so that none waits.
+        places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        while len(running) < places and (task := next(waiting, None)) is not None:
+            running[task[1]()] = task[0]
+        if not running:
+            return
+        done, _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(done[0])
+        ray.get(done[0])
+        yield name
+
+
+def _place_on_curve(i: int, j: int) -> int:
+    """Of a block of pairs, on Morton's curve: the bits of i and j in turn."""
+    return sum((i >> bit & 1) << (2 * bit + 1) | (j >> bit & 1) << (2 * bit) for bit in range(32))
 
 
 def _slices(pictures: np.ndarray, size: int) -> list[np.ndarray]:
@@ -575,48 +643,45 @@ def _compute_block(
     target: Path,
 ) -> None:
     """The task: one pair of blocks, committed as ``target``."""
-    left = job.block(rows)
-    right = left if np.array_equal(rows, columns) else job.block(columns)
-    with _one_thread():
+    begun = time.process_time()
+    left = _block_at_hand(job, rows)
+    right = left if np.array_equal(rows, columns) else _block_at_hand(job, columns)
+    with threadpool_limits(1):
         found = best_pairs(
-            left, right, job.wanted, row_floors, column_floors, scoring=job.scoring, mirrored=job.mirrored
+            left,
+            right,
+            job.wanted,
+            row_floors,
+            column_floors,
+            slack=job.slack(),
+            scoring=job.scoring,
+            mirrored=job.mirrored,
         )
-    _commit_block(target, [side for side in found if side is not None])
+    _commit_block(target, [side for side in found if side is not None], time.process_time() - begun)
 
 
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The task: level and distinctiveness of some garments, see ``pipeline.kernel.background``."""
     sample = job.garments(job.sample)
-    with _one_thread():
+    with threadpool_limits(1):  # OpenBLAS loses four fifths of its speed at splitting a tile's small products
         return background(job.garments(rows), sample, job.quantile, scoring=job.scoring)
 
 
-def _one_thread() -> threadpool_limits:
-    """OpenBLAS splits the small products of a tile among its threads and loses four fifths of its speed."""
-    return threadpool_limits(1, user_api="blas")
-
-
-def _commit_block(target: Path, sides: Sequence[Kept]) -> None:
-    table = pa.concat_tables([_block_table(side.pairs) for side in sides])
+def _commit_block(target: Path, sides: Sequence[Kept], cpu_seconds: float) -> None:
+    every = Candidates.joined([side.candidates for side in sides])
     left_out = sum(side.left_out for side in sides)
-    _commit(target, table.replace_schema_metadata({"left_out": str(left_out)}))
+    table = pa.Table.from_arrays(list(vars(every).values()), schema=_BLOCK_SCHEMA)
+    _commit(target, table.replace_schema_metadata(_accounts(left_out, cpu_seconds)))
 
 
-def _block_table(pairs: Pairs) -> pa.Table:
-    bits = np.packbits(pairs.comparable, axis=1, bitorder="little")[:, 0]
-    columns = [
-        pairs.query,
-        pairs.match,
-        pairs.score,
-        pairs.normalised,
-        *pairs.cos.T,
-        bits,
-        pairs.mirrored,
-        pairs.query_garment,
-        pairs.match_garment,
-    ]
-    arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, _BLOCK_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=_BLOCK_SCHEMA)
+def _accounts(left_out: int, cpu_seconds: float) -> dict[str, str]:
+    """What a finished file says of itself, summed up in run.json."""
+    return {"left_out": str(left_out), "cpu_seconds": f"{cpu_seconds:.3f}"}
+
+
+def _read_candidates(path: Path) -> Candidates:
+    table = pq.read_table(path)
+    return Candidates(*(np.array(table[name]) for name in _BLOCK_SCHEMA.names))
 
 
 def _commit(target: Path, table: pa.Table) -> None:
@@ -634,34 +699,43 @@ def _commit(target: Path, table: pa.Table) -> None:
 # --- from pairs of pictures to pairs of items
 
 
-def _write_pairs(target: Path, search: Search, vectors: Vectors, stage: StageRecord) -> None:
-    """pairs.parquet, one block of queries at a time."""
-    levels = _levels(search.job.target)
+def _write_pairs(target: Path, search: Search, stage: StageRecord) -> None:
+    """pairs.parquet, one block of queries after the other."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    count = left_out = 0
+    parts, count = search.parts(), 0
     try:
         with pq.ParquetWriter(temporary, PAIR_SCHEMA) as writer:
-            for number, pictures in enumerate(search.query_blocks):
-                table, dropped = _item_pairs(search, number, pictures, vectors, levels)
-                writer.write_table(table)
+            for part in parts:
+                table = pq.read_table(part)
+                writer.write_table(table.replace_schema_metadata(PAIR_SCHEMA.metadata))
                 count += table.num_rows
-                left_out += dropped
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    left_out += sum(int(pq.read_schema(search.path(*block)).metadata[b"left_out"]) for block in search.blocks)
     stage.count_out = count
-    stage.note(pairs_left_out=left_out)
+    accounts = [[pq.read_schema(file).metadata for file in files] for files in (search.files(), parts)]
+    stage.note(
+        pairs_left_out=sum(int(one[b"left_out"]) for files in accounts for one in files),
+        scan_cpu_seconds=round(sum(float(one[b"cpu_seconds"]) for one in accounts[0]), 2),
+        compare_cpu_seconds=round(sum(float(one[b"cpu_seconds"]) for one in accounts[1]), 2),
+    )
 
 
-def _item_pairs(
-    search: Search, number: int, pictures: np.ndarray, vectors: Vectors, levels: np.ndarray
-) -> tuple[pa.Table, int]:
+def _write_part(search: Search, number: int) -> None:
+    """The task: the pairs of one block of queries, from what the blocks hold for it."""
+    begun = time.process_time()
+    table, left_out = _item_pairs(search, number, search.query_blocks[number])
+    accounts = _accounts(left_out, time.process_time() - begun)
+    _commit(search.part_path(number), table.replace_schema_metadata(accounts))
+
+
+def _item_pairs(search: Search, number: int, pictures: np.ndarray) -> tuple[pa.Table, int]:
     """Rows of PAIR_SCHEMA for the items of ``pictures``, and how many pairs the limit left out."""
     wanted, sides = search.wanted, search.sides
-    pairs = _picture_pairs(search, number, pictures)
+    pairs, beyond = _picture_pairs(search, number, pictures)
     pairs = pairs.take(np.lexsort((pairs.match, -pairs.score, -pairs.normalised, pairs.query)))
     kept, left_out = _best_of_each(pairs.query, pairs.score, pairs.normalised, wanted)
+    left_out += beyond
     pairs = Pairs.joined([pairs.take(kept), _same_picture_pairs(search, pictures)])
 
     # To items: every query item of the one picture with the first partners of the other.
@@ -680,31 +754,32 @@ def _item_pairs(
     row, query, match_item = row[order], query[order], match_item[order]
     kept, dropped = _best_of_each(query, pairs.score[row], pairs.normalised[row], wanted)
     row, query, match_item = row[kept], query[kept], match_item[kept]
-    table = _pair_table(search, pairs.take(row), query, match_item, vectors, levels)
+    table = _pair_table(search, pairs.take(row), query, match_item)
     return table, left_out + dropped
 
 
-def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> Pairs:
-    """All that the blocks hold for one block of queries."""
+def _picture_pairs(search: Search, number: int, pictures: np.ndarray) -> tuple[Pairs, int]:
+    """All that the blocks hold for one block of queries, compared exactly, less what cannot be among those
+    kept; how many of these the limit leaves out."""
     parts = []
     for i, j in search.blocks:
         if number == i or (search.sides.symmetric and number == j):
-            table = pq.read_table(search.path(i, j))
-            query = table["query"].to_numpy()
-            parts.append(table.filter((query >= pictures[0]) & (query <= pictures[-1])))
-    table = pa.concat_tables(parts) if parts else _BLOCK_SCHEMA.empty_table()
-    bits = table["comparable"].to_numpy()[:, None]
-    return Pairs(
-        query=table["query"].to_numpy().astype(np.int64),
-        match=table["match"].to_numpy().astype(np.int64),
-        score=table["score"].to_numpy(),
-        normalised=table["normalised"].to_numpy(),
-        cos=np.stack([table[column].to_numpy() for column in COS_COLUMNS], axis=1),
-        comparable=np.unpackbits(bits, axis=1, count=NUM_REGIONS, bitorder="little").astype(bool),
-        mirrored=table["mirrored"].to_numpy(),
-        query_garment=table["query_garment"].to_numpy(),
-        match_garment=table["match_garment"].to_numpy(),
-    )
+            part = _read_candidates(search.path(i, j))
+            parts.append(part.take((part.query >= pictures[0]) & (part.query <= pictures[-1])))
+    every = Candidates.joined(parts)
+    job, none = search.job, np.full(len(pictures), -np.inf, np.float32)
+    local = replace(every, query=np.searchsorted(pictures, every.query))
+    kept, left_out = prune(local, search.wanted, Floors(none, none), job.slack())
+    catalogue = _catalogue(job)
+    query = pictures[kept.query]
+    return rescore(
+        catalogue, catalogue, query, kept.match, scoring=job.scoring, mirrored=job.mirrored
+    ), left_out
+
+
+def _catalogue(job: _Job) -> Block:
+    """All pictures: a picture's number is its position."""
+    return job.block(np.arange(len(_opened(job.target)[1])))
 
 
 def _same_picture_pairs(search: Search, pictures: np.ndarray) -> Pairs:
@@ -734,14 +809,8 @@ def _best_of_each(
     return np.flatnonzero(kept), int((reached & ~kept).sum())
 
 
-def _pair_table(
-    search: Search,
-    pairs: Pairs,
-    query: np.ndarray,
-    match_item: np.ndarray,
-    vectors: Vectors,
-    levels: np.ndarray,
-) -> pa.Table:
+def _pair_table(search: Search, pairs: Pairs, query: np.ndarray, match_item: np.ndarray) -> pa.Table:
+    vectors, levels = _opened(search.job.target)[0], _levels(search.job.target)
     verdict = judge(pairs.cos, pairs.comparable, search.calibration.kept_threshold)
     # The same picture is the same garment, however little of it can be seen.
     same_picture = pairs.query == pairs.match

@@ -84,7 +84,7 @@ class MatchSettings:
     max_pairs_per_item: int = bounded(200, 1)
     background_size: int = bounded(1000, 0, 100_000)
     background_quantile: float = bounded(0.99, 0.0, 1.0)
-    block_size: int = bounded(4096, 16, result=False)
+    block_size: int = bounded(16384, 16, result=False)
 
 
 @dataclass(frozen=True)

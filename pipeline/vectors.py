@@ -1,6 +1,6 @@
 """Garments as arrays on disk: what the pair search and the index compute with, memory-mapped.
 
-    NAME.features     raw float16 (n, 2, 5, d): features and mirrored features, garment after garment
+    NAME.features     raw float16 (2, n, 5, d): all features, then all mirrored features
     NAME.parquet      one row per garment: image_sha256, garment_index, group, presence; committed last
 
 Parquet stores garments compactly and has no random access, and its shards hold them in the order of
@@ -71,7 +71,7 @@ def write_vectors(target: Path, shards: Sequence[Path], contents: pa.Array | Non
     temporary = features.with_name(f".{features.name}.tmp")
     try:
         if count:
-            mapped = np.memmap(temporary, np.float16, "w+", shape=(count, 2, NUM_REGIONS, dim))
+            mapped = np.memmap(temporary, np.float16, "w+", shape=(2, count, NUM_REGIONS, dim))
             for shard, row in zip(shards, rows, strict=True):
                 wanted = row >= 0
                 if not wanted.any():
@@ -81,7 +81,7 @@ def write_vectors(target: Path, shards: Sequence[Path], contents: pa.Array | Non
                 for place, name in enumerate(("features", "mirrored_features")):
                     # A product over a block has no masks: what cannot be seen must be zero.
                     visible = seen if place == 0 else mirrored_presence(seen)
-                    mapped[row[wanted], place] = unpack_features(stored[name])[wanted] * visible[..., None]
+                    mapped[place, row[wanted]] = unpack_features(stored[name])[wanted] * visible[..., None]
             mapped.flush()
             del mapped
         else:
@@ -101,10 +101,11 @@ def open_vectors(target: Path) -> Vectors:
     """What ``write_vectors`` wrote; the features stay on disk until they are read."""
     table = pq.read_table(target.with_name(f"{target.name}.parquet"))
     dim = int(table.schema.metadata[b"feature_dim"])
-    shape = (table.num_rows, 2, NUM_REGIONS, dim)
+    shape = (2, table.num_rows, NUM_REGIONS, dim)
     if table.num_rows:
-        mapped: np.ndarray = np.memmap(
-            target.with_name(f"{target.name}.features"), np.float16, "r", shape=shape
+        # Private copies of pages that nobody writes to: compiled code knows no arrays that are read-only.
+        mapped: np.ndarray = np.asarray(
+            np.memmap(target.with_name(f"{target.name}.features"), np.float16, "c", shape=shape)
         )
     else:
         mapped = np.empty(shape, np.float16)
@@ -113,8 +114,8 @@ def open_vectors(target: Path) -> Vectors:
         garment=table["garment_index"].to_numpy(),
         group=group_codes(table["group"]),
         presence=np.array(unpack_presence(table["presence"])),
-        features=mapped[:, 0],
-        mirrored=mapped[:, 1],
+        features=mapped[0],
+        mirrored=mapped[1],
     )
 
 

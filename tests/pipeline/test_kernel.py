@@ -7,21 +7,39 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline import kernel
+from pipeline.half import rows_as_float32
 from pipeline.kernel import (
     MARGIN,
     Block,
+    Candidates,
     Floors,
     Garments,
     Wanted,
     background,
     best_pairs,
+    prune,
     rescore,
-    score_block,
-    select,
+    rounding_slack,
+)
+from pipeline.quantise import quantise
+from pipeline.sift import (
+    BEST_REGIONS,
+    SAME_WEIGHTS,
+    SURELY_REACHED,
+    WEIGHTED,
+    Cuts,
+    coarse_scores,
+    presence_codes,
+    score_of_pair,
+    standing,
+    weight_table,
 )
 from psnet.regions import Presence
-from psnet.similarity import best_regions_score, compare, cosines, normalise
-from tests.pipeline.synthetic_garments import Catalogue, catalogue
+from psnet.similarity import SCORINGS, best_regions_score, compare, cosines, normalise
+from tests.pipeline.synthetic_garments import Catalogue, catalogue, unit
+
+KINDS = {SAME_WEIGHTS: "best_regions", BEST_REGIONS: "best_regions", WEIGHTED: "weighted"}
 
 
 def levels(source: Catalogue) -> np.ndarray:
@@ -29,13 +47,13 @@ def levels(source: Catalogue) -> np.ndarray:
     return np.random.default_rng(7).uniform(-0.1, 1, len(source.picture)).astype(np.float32)
 
 
-def block(source: Catalogue, pictures: np.ndarray) -> Block:
+def block(source: Catalogue, pictures: np.ndarray, weights: np.ndarray | None = None) -> Block:
     rows = np.flatnonzero(np.isin(source.picture, pictures))
     return Block(
-        features=source.features[rows].astype(np.float32),
-        mirrored=source.mirrored[rows].astype(np.float32),
+        features=source.features[rows],
+        mirrored=source.mirrored[rows],
         presence=source.presence[rows],
-        weights=np.ones((len(rows), 5), np.float32),
+        weights=np.ones((len(rows), 5), np.float32) if weights is None else weights[rows],
         level=levels(source)[rows],
         garment=source.garment_index[rows],
         starts=np.searchsorted(source.picture[rows], pictures),
@@ -47,43 +65,193 @@ def nothing_known(pictures: int) -> Floors:
     return Floors(*(np.full(pictures, -np.inf, np.float32) for _ in range(2)))
 
 
+def test_float16_is_read_as_numpy_reads_it():
+    every = np.arange(1 << 16).astype(np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)][:63480].reshape(-1, 5, 8)
+    rows = np.arange(len(finite))[::-1]
+    assert (rows_as_float32(finite, rows) == finite[rows].astype(np.float32)).all()
+
+
+# --- eight bits
+
+
+def odd_vectors(dim: int) -> np.ndarray:
+    """(n, 5, dim) float16, each region of another kind: usual ones, of one great number among small ones, of
+    two values only, tiny, long, zero, with numbers just between two codes."""
+    rng = np.random.default_rng(dim)
+    kinds = [
+        unit(rng, 40, dim),
+        np.eye(dim)[rng.integers(dim, size=40)] + 0.003 * rng.standard_normal((40, dim)),
+        rng.choice([-1, 1], (40, dim)) / np.sqrt(dim),
+        6e-8 * rng.integers(-3, 4, (40, dim)),
+        3 * unit(rng, 40, dim),
+        np.zeros((40, dim)),
+        (rng.integers(-127, 127, (40, dim)) + 0.5) / 127 / np.sqrt(dim),
+    ]
+    every = np.concatenate(kinds).astype(np.float16)
+    return every[rng.permuted(np.tile(np.arange(len(every)), (5, 1)), axis=1).T]
+
+
+@pytest.mark.parametrize("dim", [1, 16, 256, 2048])
+def test_products_of_codes_are_within_the_bound(dim):
+    vectors = odd_vectors(dim)
+    one = quantise(vectors)
+    exact = vectors.astype(np.float64)
+    rounded = np.moveaxis(one.codes * one.scale[..., None].astype(np.float64), 0, 1)
+    assert (np.linalg.norm(exact - rounded, axis=-1) <= one.error.T).all()
+    assert max(np.linalg.norm(values, axis=-1).max() for values in (exact, rounded)) <= one.norm
+    cos, coarse = (np.einsum("qrd,xrd->rqx", values, values) for values in (exact, rounded))
+    bound = (one.error[:, :, None] + one.error[:, None]) * one.norm
+    assert (np.abs(cos - coarse) <= bound).all()
+    # Tight enough to be of use, and not so by chance: it is nearly reached where it can be.
+    assert one.error[:, : len(vectors)].max() < 0.05 * one.norm
+
+
+def test_the_bound_is_reached_where_what_is_lost_points_the_same_way():
+    # The greatest number sets the step; all others are lost, and all lost numbers agree.
+    vector = np.full((1, 5, 256), 0.49 / 127, np.float16)
+    vector[..., 0] = 1
+    one = quantise(vector)
+    lost = 255 * float(vector[0, 0, 1]) ** 2
+    assert one.error[0, 0] ** 2 == pytest.approx(lost, rel=0.03)
+    exact = float((vector[0, 0].astype(np.float64) ** 2).sum())
+    assert exact - 1 == pytest.approx(lost, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coarse_scores_are_within_the_bound_of_a_garment(kind):
+    rng = np.random.default_rng(kind)
+    features = odd_vectors(64)
+    count = len(features)
+    presence = rng.choice(
+        [Presence.HIDDEN, Presence.ABSENT, Presence.PRESENT], (count, 5), p=[0.15, 0.15, 0.7]
+    )
+    presence = presence.astype(np.uint8)
+    features = features * (presence == Presence.PRESENT)[..., None].astype(np.float16)
+    weights = np.ones((count, 5)) if kind == SAME_WEIGHTS else rng.choice([0, 0.2, 1, 3], (count, 5))
+    one = quantise(features)
+    planes = np.einsum("rqd,rxd->rqx", *[one.codes.astype(np.int32)] * 2).astype(np.int32)
+    scores = np.empty((count, count), np.float32)
+    asking, table = presence_codes(presence, weights), weight_table(weights)
+    coarse_scores(
+        kind, planes, 0, one.scale, asking, table, one.scale, presence_codes(presence), scores
+    )  # fmt: skip
+    exact = np.empty((count, count))
+    values = features.astype(np.float64)
+    for q in range(count):
+        cos, comparable = cosines(values[q], presence[q], values, presence)
+        exact[q] = SCORINGS[KINDS[kind]](cos, comparable, weights[q])
+    error = one.error_of_mean(3 if kind == SAME_WEIGHTS else 1) * one.norm
+    off = np.abs(scores - exact)
+    assert (off <= error[:, None] + error + 1e-5).all()
+    assert off.max() > 1e-3
+    # The same pairs in float32, as ``refine`` scores them.
+    bits, code = features.view(np.uint16), presence_codes(presence)
+    for q, x in rng.integers(count, size=(500, 2)):
+        fine = score_of_pair(kind, bits, asking, q, bits, code, x, table)
+        assert fine == pytest.approx(exact[q, x], abs=2e-5)
+
+
+def test_vectors_too_long_for_exact_products_are_refused():
+    with pytest.raises(ValueError, match="at most 133144"):
+        quantise(np.zeros((1, 5, 133_145), np.float16))
+
+
+# --- two blocks
+
+
 @pytest.mark.parametrize("dim", [16, 256, 2048])
-def test_product_and_exact_score_differ_by_less_than_the_margin(dim):
+def test_values_of_candidates_and_exact_ones_differ_by_less_than_the_margin(dim):
     source = catalogue(150, dim=dim, several=0)
-    one = block(source, np.arange(150))
-    scores, _ = score_block(one, one, scoring="best_regions", mirrored=True, both_directions=False)
-    query, match = np.nonzero(~np.eye(150, dtype=bool))
-    exact = rescore(one, one, query, match, scoring="best_regions", mirrored=True)
-    assert np.abs(exact.score - scores[query, match]).max() < MARGIN / 4
+    one = replace(block(source, np.arange(150)), level=np.zeros(150, np.float32))
+    every = Wanted(149, -1, -1, 149)
+    kept, _ = best_pairs(one, one, every, nothing_known(150), slack=float(MARGIN))
+    found = kept.candidates
+    assert len(found) == 150 * 149
+    exact = rescore(one, one, found.query, found.match, scoring="best_regions", mirrored=True)
+    assert np.abs(exact.score - found.value).max() < MARGIN / 4
 
 
-def test_both_directions_of_two_blocks_are_those_of_one():
+def compared(rows: Block, columns: Block, candidates: Candidates, scoring: str) -> dict:
+    """(query, match) to what an exact comparison says of the candidates."""
+    query, match = (
+        np.searchsorted(rows.picture, candidates.query),
+        np.searchsorted(columns.picture, candidates.match),
+    )
+    pairs = rescore(rows, columns, query, match, scoring=scoring, mirrored=True)
+    rest = zip(pairs.score, pairs.normalised, pairs.mirrored, strict=True)
+    return dict(zip(zip(pairs.query, pairs.match, strict=True), rest, strict=True))
+
+
+@pytest.mark.parametrize("tile", [7, 512])
+@pytest.mark.parametrize(
+    ("scoring", "weighted"), [("best_regions", False), ("best_regions", True), ("weighted", True)]
+)
+def test_both_directions_of_two_blocks_hold_what_one_pair_after_the_other_gives(
+    monkeypatch, scoring, weighted, tile
+):
+    monkeypatch.setattr(kernel, "_TILE_ROWS", tile)
+    monkeypatch.setattr(kernel, "_TILE_COLUMNS", tile + 3)
     source = catalogue(90, dim=32, seed=1)
-    one = block(source, np.arange(90))
-    whole, none = best_pairs(one, one, Wanted(5, 0.7, 0.2, 12), nothing_known(90))
+    table = np.random.default_rng(3).choice([0, 0.5, 1, 2], (len(source.picture), 5)).astype(np.float32)
+    weights = table if weighted else None
+    one = block(source, np.arange(90), weights)
+    left, right = block(source, np.arange(40), weights), block(source, np.arange(40, 90), weights)
+    slack = rounding_slack(one.level, one.level)
+    query, match = np.nonzero(~np.eye(90, dtype=bool))
+    plain = rescore(one, one, query, match, scoring=scoring, mirrored=True)
+    wanted = Wanted(5, 0.7, 0.2, 12)
+    options = {"slack": slack, "scoring": scoring}
+    both = best_pairs(left, right, wanted, nothing_known(40), nothing_known(50), **options)
+    inside = [
+        best_pairs(part, part, wanted, nothing_known(len(part)), **options)[0] for part in (left, right)
+    ]
+    whole, none = best_pairs(one, one, wanted, nothing_known(90), **options)
     assert none is None
-    left, right = block(source, np.arange(40)), block(source, np.arange(40, 90))
-    every = Wanted(90, -1, -100, 90)
-    both = best_pairs(left, right, every, nothing_known(40), nothing_known(50))
-    inside = [best_pairs(part, part, every, nothing_known(len(part)))[0] for part in (left, right)]
-    scores = {
-        (q, x): rest
-        for kept in (*both, *inside)
-        for q, x, *rest in zip(
-            kept.pairs.query,
-            kept.pairs.match,
-            kept.pairs.score,
-            kept.pairs.normalised,
-            kept.pairs.mirrored,
-            strict=True,
-        )
-    }
-    assert len(scores) == 90 * 89
-    found = whole.pairs
-    for q, x, *rest in zip(
-        found.query, found.match, found.score, found.normalised, found.mirrored, strict=True
+    found = {}
+    for rows, columns, kept in (
+        (left, right, both[0]),
+        (right, left, both[1]),
+        (left, left, inside[0]),
+        (right, right, inside[1]),
     ):
-        assert scores[q, x] == rest
+        found |= compared(rows, columns, kept.candidates, scoring)
+    at_once = compared(one, one, whole.candidates, scoring)
+    assert found.keys() >= at_once.keys()
+    assert {pair: found[pair] for pair in at_once} == at_once
+    left_out = 0
+    for q in range(90):
+        mine = np.flatnonzero(plain.query == q)
+        order = mine[np.lexsort((plain.match[mine], -plain.score[mine], -plain.normalised[mine]))]
+        listed = 0
+        for rank, p in enumerate(order):
+            reached = bool(wanted.reached(plain.score[p], plain.normalised[p]))
+            if (rank < wanted.best_k or reached) and listed < wanted.limit:
+                listed += 1
+                assert at_once[q, plain.match[p]] == (plain.score[p], plain.normalised[p], plain.mirrored[p])
+            elif reached:
+                left_out += (q, plain.match[p]) not in at_once
+    assert whole.left_out == left_out
+
+
+def test_what_is_known_saves_work_and_loses_nothing(monkeypatch):
+    monkeypatch.setattr(kernel, "_SEEDS", 40)
+    source = catalogue(400, dim=32, seed=2)
+    one = block(source, np.arange(400))
+    slack = rounding_slack(one.level, one.level)
+    wanted = Wanted(5, 0.9, 0.5, 12)
+    kept, _ = best_pairs(one, one, wanted, nothing_known(400), slack=slack)
+    value = [np.sort(kept.candidates.value[kept.candidates.query == q])[::-1] for q in range(400)]
+    floors = Floors(np.array([v[4] for v in value], np.float32), nothing_known(400).limit)
+    again, _ = best_pairs(one, one, wanted, floors, slack=slack)
+    pairs = [
+        set(zip(k.candidates.query.tolist(), k.candidates.match.tolist(), strict=True)) for k in (kept, again)
+    ]
+    assert pairs[0] == pairs[1]
+    beyond = Floors(np.full(400, np.inf, np.float32), np.full(400, np.inf, np.float32))
+    nothing, _ = best_pairs(one, one, wanted, beyond, slack=slack)
+    assert not nothing.candidates.surely.any()
+    assert nothing.left_out > 0
 
 
 def test_the_garments_of_the_greatest_normalised_score_stand_for_their_pictures():
@@ -124,65 +292,43 @@ def exact_pair(source: Catalogue, level: np.ndarray, a: int, b: int) -> tuple[fl
 # --- selection
 
 
-def bare(level: np.ndarray, starts: np.ndarray, first_picture: int = 0) -> Block:
-    """Garments of which only levels and pictures matter."""
-    count = len(level)
-    none, ends = np.empty((count, 5, 0), np.float32), np.append(starts, count)
-    return Block(
-        features=none,
-        mirrored=none,
-        presence=np.full((count, 5), Presence.PRESENT, np.uint8),
-        weights=np.ones((count, 5), np.float32),
-        level=level.astype(np.float32),
-        garment=(np.arange(count) - np.repeat(starts, np.diff(ends))).astype(np.int16),
-        starts=starts,
-        picture=first_picture + np.arange(len(starts)),
+def listed(scores: np.ndarray, wanted: Wanted) -> Candidates:
+    """All pairs of queries and partners of one garment each, all levels 0: the score is the value."""
+    query, match = np.indices(scores.shape).reshape(2, -1)
+    value = scores.ravel().astype(np.float32)
+    surely = wanted.reached(value, value)
+    return Candidates(
+        query.astype(np.int32), match.astype(np.int32), value, (surely * SURELY_REACHED).astype(np.uint8)
     )
 
 
-def plain(scores: np.ndarray) -> tuple[np.ndarray, Block, Block]:
-    """Scores with blocks of one garment a picture, all levels 0."""
-    count_q, count_x = scores.shape
-    return (
-        scores,
-        bare(np.zeros(count_q), np.arange(count_q)),
-        bare(np.zeros(count_x), np.arange(count_x), count_q),
-    )
-
-
-def test_select_keeps_the_best_and_all_above_the_threshold_up_to_the_limit():
+def test_prune_keeps_the_best_and_all_above_the_threshold_up_to_the_limit():
     rng = np.random.default_rng(2)
     # No two of a query are so near each other that rounding might tell them apart.
     scores = rng.permuted(np.tile(np.arange(200, dtype=np.float32) / 199, (150, 1)), axis=1)
-    query, match, left_out = select(*plain(scores), Wanted(3, 0.8, 0.8, 30), nothing_known(150))
+    wanted = Wanted(3, 0.8, 0.8, 30)
+    kept, left_out = prune(listed(scores, wanted), wanted, nothing_known(150), float(MARGIN))
     reached = 0
     for q in range(150):
         ranked = np.sort(scores[q])[::-1]
         above = int((scores[q] >= 0.8).sum())
         assert above == 40
         reached += max(0, above - 30)
-        assert np.allclose(np.sort(scores[q, match[query == q]])[::-1], ranked[: max(3, min(above, 30))])
+        assert np.allclose(np.sort(kept.value[kept.query == q])[::-1], ranked[: max(3, min(above, 30))])
     assert left_out == reached > 0
 
 
-def test_select_drops_what_other_blocks_have_beaten_but_nothing_above_the_threshold():
-    scores = plain(np.array([[0.1, 0.5, 0.6, 0.9, 0.95]], np.float32))
-    beaten = Floors(np.array([0.55], np.float32), np.array([0.2], np.float32))
-    assert select(*scores, Wanted(4, 0.8, 0.8, 10), beaten)[1].tolist() == [2, 3, 4]
-    far = Floors(np.array([0.99], np.float32), np.array([0.2], np.float32))
-    assert select(*scores, Wanted(4, 0.8, 0.8, 10), far)[1].tolist() == [3, 4]
-    full = Floors(np.array([0.99], np.float32), np.array([0.92], np.float32))
-    assert select(*scores, Wanted(4, 0.8, 0.8, 4), full)[1:] == (pytest.approx([4]), 1)
+def test_prune_drops_what_other_blocks_have_beaten_but_nothing_above_the_threshold():
+    scores = np.array([[0.1, 0.5, 0.6, 0.9, 0.95]], np.float32)
 
+    def left(best_k: float, limit: float, wanted: Wanted) -> tuple[list[int], int]:
+        floors = Floors(np.array([best_k], np.float32), np.array([limit], np.float32))
+        kept, left_out = prune(listed(scores, wanted), wanted, floors, float(MARGIN))
+        return kept.match.tolist(), left_out
 
-def test_both_thresholds_have_to_be_reached():
-    scores, queries, others = plain(np.array([[0.9, 0.9, 0.7, 0.5]], np.float32))
-    others = replace(others, level=np.array([0.0, 1.6, 0.0, -0.2], np.float32))
-    # Normalised: 0.9, 0.5, 0.7, 0.55. The first is the best one.
-    found = select(scores, queries, others, Wanted(1, 0.8, 0.6, 4), nothing_known(1))
-    assert found[1].tolist() == [0]
-    assert select(scores, queries, others, Wanted(1, 0.8, 0.4, 4), nothing_known(1))[1].tolist() == [0, 1]
-    assert select(scores, queries, others, Wanted(1, 0.6, 0.6, 4), nothing_known(1))[1].tolist() == [0, 2]
+    assert left(0.55, 0.2, Wanted(4, 0.8, 0.8, 10)) == ([2, 3, 4], 0)
+    assert left(0.99, 0.2, Wanted(4, 0.8, 0.8, 10)) == ([3, 4], 0)
+    assert left(0.99, 0.92, Wanted(4, 0.8, 0.8, 4)) == ([4], 1)
 
 
 @pytest.mark.parametrize("garments_per_picture", [1, 3])
@@ -193,9 +339,8 @@ def test_rounding_within_the_margin_changes_neither_what_is_found_nor_the_count(
         np.concatenate([[0], np.cumsum(rng.integers(1, garments_per_picture + 1, pictures))])
         for pictures in (90, 250)
     )
-    queries = bare(rng.uniform(0, 1, starts_q[-1]), starts_q[:-1])
-    others = bare(rng.uniform(0, 1, starts_x[-1]), starts_x[:-1], 90)
-    level = (queries.level[:, None] + others.level) / 2
+    level_q, level_x = rng.uniform(0, 1, starts_q[-1]), rng.uniform(0, 1, starts_x[-1])
+    level = ((level_q[:, None] + level_x) / 2).astype(np.float32)
     room = np.maximum(1 - level, 0.05)
     wanted = Wanted(5, 0.6, 0.1, 25)
     # Normalised scores on a grid with steps of half a slack, so that the thresholds and the cuts all have
@@ -206,28 +351,56 @@ def test_rounding_within_the_margin_changes_neither_what_is_found_nor_the_count(
         0.6 + rng.integers(-3, 4, level.shape) * float(MARGIN) / 2,
     ).astype(np.float32)
     rounded = exact + (rng.choice([-0.49, 0.49], level.shape) * MARGIN).astype(np.float32)
-    query, match, left_out = select(rounded, queries, others, wanted, nothing_known(90))
+    slack = rounding_slack(level_q.astype(np.float32), level_x.astype(np.float32))
+    cuts = Cuts(
+        *(np.float32(value) for value in (wanted.threshold, wanted.normalised_threshold, MARGIN, slack))
+    )
+    inside = {
+        (q, x): np.s_[starts_q[q] : starts_q[q + 1], starts_x[x] : starts_x[x + 1]]
+        for q in range(90)
+        for x in range(250)
+    }
+    off = normalise(rounded, level)
+    worth = [standing(rounded[at].ravel(), off[at].ravel(), exact[at].size, cuts) for at in inside.values()]
+    every = Candidates(
+        np.array([q for q, _ in inside], np.int32),
+        np.array([x for _, x in inside], np.int32),
+        np.array([value for value, _ in worth], np.float32),
+        np.array([reach for _, reach in worth], np.uint8),
+    )
+    kept, left_out = prune(every, wanted, nothing_known(90), slack)
 
-    normalised, picked = normalise(exact, level), set(zip(query.tolist(), match.tolist(), strict=True))
+    normalised = normalise(exact, level)
+    picked = set(zip(kept.query.tolist(), kept.match.tolist(), strict=True))
     handed_on = beyond = 0
     for q in range(90):
         ranked = []
         for x in range(250):
-            inside = np.s_[starts_q[q] : starts_q[q + 1], starts_x[x] : starts_x[x + 1]]
-            value, score = max(zip(normalised[inside].ravel(), exact[inside].ravel(), strict=True))
+            at = inside[q, x]
+            value, score = max(zip(normalised[at].ravel(), exact[at].ravel(), strict=True))
             ranked.append((value, score, x))
         ranked.sort(key=lambda pair: (-pair[0], -pair[1], pair[2]))
-        listed = 0
+        count = 0
         for rank, (value, score, x) in enumerate(ranked):
             reached = bool(wanted.reached(score, value))
-            if (rank < wanted.best_k or reached) and listed < wanted.limit:
+            if (rank < wanted.best_k or reached) and count < wanted.limit:
                 assert (q, x) in picked
-                listed += 1
+                count += 1
             elif reached:
                 beyond += 1
                 handed_on += (q, x) in picked
     assert left_out + handed_on == beyond
     assert left_out > 0
+
+
+def test_both_thresholds_have_to_be_reached():
+    # Normalised: 0.9, 0.5, 0.7, 0.55.
+    score = np.array([0.9, 0.9, 0.7, 0.5], np.float32)
+    level = np.array([0.0, 0.8, 0.0, -0.1], np.float32)
+    for threshold, least, expected in ((0.8, 0.6, [0]), (0.8, 0.4, [0, 1]), (0.6, 0.6, [0, 2])):
+        cuts = Cuts(*(np.float32(value) for value in (threshold, least, MARGIN, MARGIN / 0.2)))
+        reach = [standing(score[[x]], normalise(score[[x]], level[[x]]), 1, cuts)[1] for x in range(4)]
+        assert np.flatnonzero(np.array(reach) == SURELY_REACHED).tolist() == expected
 
 
 def garments(source: Catalogue) -> Garments:

@@ -414,6 +414,45 @@ def test_one_worker_gives_the_same(tmp_path, settings_for):
     assert pq.read_table(run.pairs_path).equals(pq.read_table(alone.pairs_path))
 
 
+CLUSTER_DRIVER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+options = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+nodes = [cluster.add_node(**options) for _ in range(2)]
+print(*(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
+from pipeline.match import match
+from pipeline.rundir import RunDirectory
+from pipeline.settings import load_settings
+match(RunDirectory(sys.argv[1]), load_settings(None, [*sys.argv[2:], f"ray.address={cluster.address}"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_in_the_middle_changes_nothing(tmp_path, settings_for):
+    source, items = catalogue(400, dim=128, seed=8), plain_items(400)
+    alone, settings = write_run(tmp_path / "alone", source, items), settings_for()
+    match(alone, settings)
+    run = write_run(tmp_path / "cluster", source, items)
+    overrides = ["match.best_k=20", "match.block_size=20", f"extract.weights={settings.extract.weights}"]
+    # The driver sits on the first node; the other one dies.
+    driver = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER_DRIVER, str(run.path), *overrides],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    raylets = [int(pid) for pid in driver.stdout.readline().split()]
+    wait_for(lambda: len(blocks(run)) >= 30, driver)
+    finished = blocks(run)
+    os.kill(raylets[-1], signal.SIGKILL)
+    _, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 0, errors.decode()
+    assert len(finished) < 20 * 21 / 2 == len(blocks(run))
+    assert {name: blocks(run)[name] for name in finished} == finished
+    assert pq.read_table(run.pairs_path).equals(pq.read_table(alone.pairs_path))
+
+
 # --- resume, bad input
 
 

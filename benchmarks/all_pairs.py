@@ -1,0 +1,368 @@
+"""All pairs: the stage against faiss and against the bare eight-bit product, and how it grows.
+
+    python benchmarks/all_pairs.py measure --work FOLDER [--sizes 10000 20000 50000 100000] --json FILE
+    python benchmarks/all_pairs.py million --work FOLDER --json FILE        resumable: start it again
+    python benchmarks/all_pairs.py report FILE [FILE ...] --out benchmarks/SCALING.md
+
+The garments are synthetic, 5 regions of 256 numbers (``synthetic``): looks in clusters of many sizes around a
+common mean, one garment in a hundred a copy of another with up to two regions changed, one in a thousand so
+plain that it resembles all. The stage is the real one (``pipeline.match.match`` with best_k 20, without the
+mirror image, as faiss has none), from a finished extraction to pairs.parquet.
+
+Ratios are of CPU seconds, which a busy machine changes least, with the same number of threads on both sides.
+faiss is timed with a slice of the queries against the whole catalogue, in a process of its own, and scaled up;
+its work is the same for every query.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from extraction import CpuMeter
+
+from pipeline.extract import write_shard
+from pipeline.match import match, read_background
+from pipeline.rundir import RunDirectory
+from pipeline.schema import ITEM_SCHEMA, garment_schema, pack_features, pack_presence
+from pipeline.settings import load_settings
+from psnet.regions import Presence
+
+DIM, BEST_K = 256, 20
+_SHARD = 20_000
+_FAISS_QUERIES = 2_000
+_CHECKED_QUERIES = 300
+
+# --- the catalogue
+
+
+def synthetic(count: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """(shard, 5, 256) float16, shard by shard."""
+    rng = np.random.default_rng(seed)
+
+    def unit(*shape: int) -> np.ndarray:
+        values = rng.standard_normal(shape, dtype=np.float32)
+        return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+    mean, plain = unit(1, 5, DIM), unit(1, 5, DIM)
+    looks = unit(count // 25 + 8, 5, DIM)
+    popularity = 1 / (np.arange(len(looks)) + 10.0)
+    popularity /= popularity.sum()
+    for start in range(0, count, _SHARD):
+        size = min(_SHARD, count - start)
+        # Half of them follow fashion, the others come from small series.
+        fashion = rng.choice(len(looks), size, p=popularity)
+        look = np.where(rng.random(size) < 0.5, fashion, rng.integers(len(looks), size=size))
+        features = 0.55 * mean + 0.5 * looks[look] + 0.65 * unit(size, 5, DIM)
+        everyday = rng.choice(size, size // 1000, replace=False)
+        features[everyday] = mean + 0.3 * plain + 0.3 * unit(len(everyday), 5, DIM)
+        copies = rng.choice(np.arange(1, size), size // 100, replace=False)
+        features[copies] = features[rng.integers(copies)] + 0.15 * unit(len(copies), 5, DIM)
+        for copy in copies:
+            changed = rng.choice(5, rng.integers(3), replace=False)
+            features[copy, changed] = unit(len(changed), DIM)
+        features /= np.linalg.norm(features, axis=-1, keepdims=True)
+        yield features.astype(np.float16)
+
+
+def write_run(folder: Path, count: int) -> RunDirectory:
+    """A run that is crawled and extracted; one garment a picture, one picture an item."""
+    run = RunDirectory(folder)
+    if run.items_path.exists():
+        return run
+    run.update(kind="scan", model_tag="psnet-synthetic")
+    run.garments_dir.mkdir(parents=True, exist_ok=True)
+    schema = garment_schema(DIM)
+    for number, features in enumerate(synthetic(count)):
+        names = [f"{number * _SHARD + row:064x}" for row in range(len(features))]
+        packed = pack_features(features)
+        values: dict[str, Any] = {
+            "image_sha256": names,
+            "garment_index": np.zeros(len(names), np.int16),
+            "status": ["ok"] * len(names),
+            "group": ["tops"] * len(names),
+            "presence": pack_presence(np.full((len(names), 5), Presence.PRESENT, np.uint8)),
+            "features": packed,
+            "mirrored_features": packed,
+        }
+        write_shard(run.garments_dir / f"s-{number:04d}.parquet", _table(values, schema, len(names)), {})
+    run.items_path.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"{number:064x}" for number in range(count)]
+    items = {"item_id": [f"i{name[-8:]}" for name in names], "image_sha256": names, "status": ["ok"] * count}
+    for stage, digest in (("extract", "extracted"), ("crawl", "crawled")):
+        with run.stage(stage, digest) as record:
+            record.count_in = record.count_out = count
+            record.note(shard_prefix="s-")
+    pq.write_table(_table(items, ITEM_SCHEMA, count), run.items_path)
+    return run
+
+
+def _table(values: dict[str, Any], schema: pa.Schema, count: int) -> pa.Table:
+    """What the stage does not read is empty."""
+    arrays = []
+    for field in schema:
+        value = values.get(field.name)
+        if value is None:
+            empty = "" if pa.types.is_string(field.type) else 0
+            value = pa.nulls(count, field.type) if field.nullable else [empty] * count
+        arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def all_features(run: RunDirectory) -> np.ndarray:
+    """(n, 1280) float32, in the order of the items."""
+    shards = [
+        pq.read_table(path, columns=["features"])["features"] for path in sorted(run.garments_dir.glob("*"))
+    ]
+    raw = [np.frombuffer(b"".join(shard.to_pylist()), np.float16) for shard in shards]
+    return np.concatenate(raw).reshape(-1, 5 * DIM).astype(np.float32)
+
+
+# --- what is measured
+
+
+class MemoryMeter(threading.Thread):
+    """Most memory, in bytes, that this process and all it starts hold at once of their own: without the
+    pages of files, which the system takes back when it needs them."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._mark, self._end, self.peak = f"PSNET_BENCHMARK={os.getpid()}\0".encode(), threading.Event(), 0
+
+    def run(self) -> None:
+        while not self._end.wait(0.5):
+            total = 0
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    if process.name == str(os.getpid()) or self._mark in (process / "environ").read_bytes():
+                        status = (process / "status").read_text()
+                        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+                        total += int(fields["RssAnon"].split()[0]) << 10
+                except (OSError, KeyError, ValueError):
+                    continue
+            self.peak = max(self.peak, total)
+
+    def stop(self) -> None:
+        self._end.set()
+        self.join()
+
+
+def run_stage(run: RunDirectory, cpus: int) -> dict[str, Any]:
+    """The stage match, timed."""
+    overrides = [f"match.best_k={BEST_K}", "match.mirrored=false", f"ray.num_cpus={cpus}"]
+    with CpuMeter() as meter:
+        memory = MemoryMeter()
+        memory.start()
+        begun = time.perf_counter()
+        match(run, load_settings(None, overrides))
+        wall = time.perf_counter() - begun
+        memory.stop()
+    record = run.stage_record("match")
+    return {
+        "wall_s": wall,
+        "cpu_s": meter.seconds,
+        "memory_bytes": memory.peak,
+        **{
+            name: record[name]
+            for name in ("scan_cpu_seconds", "compare_cpu_seconds", "out", "pairs_left_out")
+        },
+        **{name: record[name] for name in ("blocks", "blocks_found", "threshold", "normalised_threshold")},
+    }
+
+
+def int8_product(side: int = 2048) -> float:
+    """Nanoseconds of a pair, 5 × 256 numbers, one thread: torch's bare product, the best of a few."""
+    torch.set_num_threads(1)
+    codes = torch.randint(-127, 128, (2, 5, side, DIM), dtype=torch.int8)
+    out = torch.empty(side, side, dtype=torch.int32)
+    return _nanoseconds(lambda r: torch._int_mm(codes[0, r], codes[1, r].T, out=out), side)
+
+
+def float32_product(side: int = 2048) -> float:
+    torch.set_num_threads(1)
+    values = torch.randn(2, 5, side, DIM)
+    out = torch.empty(side, side)
+    return _nanoseconds(lambda r: torch.mm(values[0, r], values[1, r].T, out=out), side)
+
+
+def numkong_product(side: int = 2048) -> float | None:
+    """None where numkong is not installed; it is no dependency."""
+    try:
+        import numkong
+    except ImportError:
+        return None
+    codes = np.random.default_rng(0).integers(-127, 128, (2, 5, side, DIM), dtype=np.int8)
+    packed = [numkong.dots_pack(codes[1, r], "int8") for r in range(5)]
+    out = numkong.zeros((side, side), dtype="int32")
+    return _nanoseconds(lambda r: numkong.dots_packed(codes[0, r], packed[r], out=out), side)
+
+
+def _nanoseconds(multiply: Any, side: int) -> float:
+    times = []
+    for _ in range(7):
+        begun = time.process_time()
+        for region in range(5):
+            multiply(region)
+        times.append(time.process_time() - begun)
+    return min(times) / side**2 * 1e9
+
+
+_FAISS = """
+import json, resource, sys, time
+import faiss, numpy as np
+base, queries, k, threads = np.load(sys.argv[1], mmap_mode="r"), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+faiss.omp_set_num_threads(threads)
+base = np.ascontiguousarray(base)
+index = faiss.IndexFlatIP(base.shape[1])
+index.add(base)
+index.search(base[:64], k)
+used = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+cpu, wall = used(), time.perf_counter()
+index.search(base[:queries], k)
+print(json.dumps({"cpu_s": used() - cpu, "wall_s": time.perf_counter() - wall}))
+"""
+
+
+def faiss_search(features: Path, count: int, cpus: int, coretype: str | None) -> dict[str, float]:
+    """IndexFlatIP searching itself, from a slice of the queries."""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    environment |= {"OMP_NUM_THREADS": str(cpus)} | ({"OPENBLAS_CORETYPE": coretype} if coretype else {})
+    queries = min(_FAISS_QUERIES, count)
+    found = subprocess.run(
+        [sys.executable, "-c", _FAISS, str(features), str(queries), str(BEST_K), str(cpus)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name: value * count / queries for name, value in json.loads(found.stdout).items()}
+
+
+def different_pairs(run: RunDirectory, features: np.ndarray, stage: dict[str, Any]) -> dict[str, int]:
+    """The stage's pairs of some queries against float32 brute force: the best 20 and all above the thresholds
+    (of those that lie within 2e-5 of a cut either answer is right)."""
+    count = len(features)
+    queries = np.linspace(0, count - 1, _CHECKED_QUERIES).astype(int)
+    background = read_background(run)
+    level = background["level"].to_numpy()
+    names = [f"i{number:08x}" for number in queries]
+    pairs = pq.read_table(
+        run.pairs_path, columns=["query_item_id", "match_item_id", "score", "normalised_score"]
+    )
+    pairs = pairs.filter(pa.compute.is_in(pairs["query_item_id"], value_set=pa.array(names)))
+    listed: dict[str, dict[int, tuple[float, float]]] = {}
+    for query, other, score, value in zip(*(column.to_pylist() for column in pairs.columns), strict=True):
+        listed.setdefault(query, {})[int(other[1:], 16)] = score, value
+    missing = wrong = seen = 0
+    for number, name in zip(queries, names, strict=True):
+        regions = (features[number].reshape(5, 1, DIM) @ features.reshape(count, 5, DIM).transpose(1, 2, 0))[
+            :, 0
+        ]
+        score = np.sort(regions, axis=0)[2:].mean(0)
+        mean = (level[number] + level) / 2
+        value = (score - mean) / np.maximum(1 - mean, 0.05)
+        value[number] = -np.inf
+        slack = 2e-5 / np.maximum(1 - mean, 0.05)
+        kth = np.partition(value, -BEST_K)[-BEST_K]
+        reached = (score >= stage["threshold"] + 2e-5) & (value >= stage["normalised_threshold"] + slack)
+        surely = set(np.flatnonzero((value > kth + slack) | reached).tolist())
+        possibly = (score >= stage["threshold"] - 2e-5) & (value >= stage["normalised_threshold"] - slack)
+        perhaps = set(np.flatnonzero((value >= kth - slack) | possibly).tolist())
+        found = listed.get(name, {})
+        seen += len(found)
+        missing += len(surely - found.keys())
+        wrong += len(found.keys() - perhaps)
+        wrong += sum(abs(found[x][1] - value[x]) > 1e-4 for x in found)
+    return {"queries": len(queries), "pairs": seen, "missing": missing, "wrong": int(wrong)}
+
+
+def machine() -> dict[str, Any]:
+    model = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    return {
+        "processor": model or platform.processor(),
+        "cpus": os.cpu_count(),
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    result: dict[str, Any] = {"machine": machine(), "cpus": arguments.cpus, "sizes": {}}
+    for count in arguments.sizes:
+        run = write_run(arguments.work / f"run-{count}", count)
+        stage = run_stage(run, arguments.cpus)
+        stage["int8_ns"] = int8_product()
+        result["sizes"][str(count)] = stage
+        print(count, json.dumps(stage), flush=True)
+    largest = max(arguments.sizes)
+    run = write_run(arguments.work / f"run-{largest}", largest)
+    features = all_features(run)
+    result["check"] = different_pairs(run, features, result["sizes"][str(largest)])
+    file = arguments.work / "features.npy"
+    np.save(file, features)
+    del features
+    result["products"] = {
+        "int8": int8_product(),
+        "float32": float32_product(),
+        "numkong_int8": numkong_product(),
+    }
+    result["faiss"] = {
+        "best": faiss_search(file, largest, arguments.cpus, "SkylakeX"),
+        "installed": faiss_search(file, largest, arguments.cpus, None),
+    }
+    file.unlink()
+    return result
+
+
+def million(arguments: argparse.Namespace) -> dict[str, Any]:
+    count = arguments.count
+    run = write_run(arguments.work / f"run-{count}", count)
+    stage = run_stage(run, arguments.cpus)
+    stage["int8_ns"] = int8_product()
+    return {"machine": machine(), "cpus": arguments.cpus, "sizes": {str(count): stage}}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, action in (("measure", measure), ("million", million)):
+        command = commands.add_parser(name)
+        command.add_argument("--work", type=Path, required=True)
+        command.add_argument("--json", type=Path, required=True)
+        command.add_argument("--cpus", type=int, default=os.cpu_count())
+        if action is measure:
+            command.add_argument("--sizes", type=int, nargs="+", default=[10_000, 20_000, 50_000, 100_000])
+        else:
+            command.add_argument("--count", type=int, default=1_000_000)
+        command.set_defaults(action=action)
+    command = commands.add_parser("report")
+    command.add_argument("json", type=Path, nargs="+")
+    command.add_argument("--out", type=Path, required=True)
+    command.set_defaults(action=None)
+    parsed = parser.parse_args(arguments)
+    if parsed.action is None:
+        parsed.out.write_text(report([json.loads(path.read_text()) for path in parsed.json]))
+        return
+    parsed.work.mkdir(parents=True, exist_ok=True)
+    parsed.json.write_text(json.dumps(parsed.action(parsed), indent=1))
+
+
+if __name__ == "__main__":
+    main()
