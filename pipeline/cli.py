@@ -212,16 +212,55 @@ def extract(run: RunArgument, config: ConfigOption = None, overrides: SetOption 
 
 
 @app.command()
-def index(run: RunArgument, config: ConfigOption = None, overrides: SetOption = None) -> None:
+def index(
+    run: RunArgument,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option("--add", metavar="RUN2", help="Take in the garments of another run; may be repeated."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="SHARD", help="Leave a shard out from now on; may be repeated."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Name the shards.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its hash.")] = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
     """Stage 3: build the FAISS shards over the garments. Writes RUN/index/.
 
+    What is there and fits stays: added garments fill new shards, a dropped shard leaves the others alone. To
+    take dropped shards back, add the run that they came from.
+
     \b
-    psnet index runs/tonight --set index.factory=IVF1024,Flat
+    psnet index runs/tonight --set index.factory=IVF1024,SQfp16
+    psnet index runs/tonight --add runs/new-sellers
+    psnet index runs/tonight --list
+    psnet index runs/tonight --drop shard-1f0c4e5a9b2d
     """
+    if show or verify:
+        from pipeline.index_manifest import check_index
+
+        if add or drop or overrides or config:
+            raise UserError(
+                "--list and --verify change nothing; give --add, --drop and --set in a call without"
+            )
+        manifest = check_index(_existing(run), thorough=verify)
+        rows = [
+            [
+                one.name,
+                f"{one.garments:,}",
+                f"{sum(file.size for file in one.files.values()) / 1e6:,.1f}",
+                one.run,
+            ]
+            for one in manifest.shards
+        ]
+        _print_table(f"{manifest.factory} of {manifest.model_tag}", ["shard", "garments", "MB", "from"], rows)
+        return
     with _continued(run, config, overrides) as (directory, settings):
         from pipeline.index import build_index
 
-        build_index(directory, settings)
+        build_index(directory, settings, add=add or (), drop=drop or ())
         _summarise(directory)
 
 
@@ -448,6 +487,12 @@ def _summarise(run: RunDirectory) -> None:
     _print_table(str(run.path), ["stage", "in", "out", "failed", "seconds"], rows)
     if failures:
         print(f"Failed: {', '.join(failures)}")
+    for name in ("index", "match"):
+        missed = record.get("stages", {}).get(name, {}).get("missed")
+        if missed:
+            from pipeline.audit import in_words
+
+            print(in_words(missed))
     if record.get("stages", {}).get("judge", {}).get("done"):
         print(f"Suspects: {run.suspects_csv_path}")
     if record.get("stages", {}).get("report", {}).get("done"):

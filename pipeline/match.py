@@ -13,10 +13,8 @@ be told without the other blocks; what those have found already only spares a ta
 cannot win.
 
 In a sweep the originals are the queries and all other items the partners; pairs among the originals, or among
-the others, are not looked at. It goes through the index where that is an approximate one (a choice for
-catalogues beyond exact reach). A flat one would do the same work ten times over, a query for each three
-regions. An index knows no levels: it is asked for more partners than wanted by their score, and those are
-ranked by the normalised one.
+the others, are not looked at. Where the index is an approximate one, it says first which pictures are worth a
+look (``pipeline.sweep``), and those are searched in the same way as a whole catalogue.
 
 Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
 identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
@@ -43,6 +41,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.calibration import load_calibration
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
+from pipeline.index_manifest import Manifest
 from pipeline.kernel import Block, Floors, Garments, Kept, Pairs, Wanted, background, best_pairs, rescore
 from pipeline.progress import track
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
@@ -51,6 +50,7 @@ from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, S
 from pipeline.settings import Settings
 from pipeline.vectors import (
     Vectors,
+    first_garments,
     garment_count,
     has_vectors,
     open_vectors,
@@ -65,8 +65,6 @@ from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, ju
 BACKGROUND_FILE = "background.parquet"
 """In match/, see ``read_background``."""
 
-# The candidates' garments of a block of queries are held in memory, some 10 KB each.
-_QUERIES_PER_INDEX_BLOCK = 64
 # Garments in one task for their levels. No setting: nothing that shapes a product may differ between runs.
 _LEVELS_AT_ONCE = 4096
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
@@ -100,7 +98,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
     originals = ""
     if run.queries_path.exists():
         originals = inputs_digest(*pq.read_table(run.queries_path)["item_id"].to_pylist())
-    through_index = bool(originals) and settings.index.factory != "Flat"
+    through_index = bool(originals) and not Manifest.read(run.index_dir).exact
     inputs = inputs_digest(
         run.require("crawl"),
         run.require("extract"),
@@ -120,12 +118,17 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 if former.is_dir() and former != folder:
                     shutil.rmtree(former, ignore_errors=True)
             members = _members(run)
+            if through_index:
+                # FAISS is large, and an exact search does without it.
+                from pipeline.sweep import narrowed
+
+                members, found = narrowed(run, members, settings, calibration)
+                stage.note(**found)
             target = folder / "vectors"
             if not has_vectors(target):
                 write_vectors(target, shards, members.pictures)
             vectors = open_vectors(target)
-            index_of = run if through_index else None
-            search = Search(folder, settings, calibration, members.sides(vectors), index_of)
+            search = Search(folder, settings, calibration, members.sides(vectors))
             search.run()
             _write_pairs(run.pairs_path, search, vectors, stage)
             write_atomically(run.match_dir / BACKGROUND_FILE, (folder / BACKGROUND_FILE).read_bytes())
@@ -182,7 +185,7 @@ class Members:
 
     def sides(self, vectors: Vectors) -> Sides:
         """Queries and partners among the pictures that have a garment."""
-        starts = _starts(vectors)
+        starts = first_garments(vectors)
         known = vectors.sha256.take(starts)
         number = np.asarray(pc.fill_null(pc.index_in(self.picture, value_set=known), -1)).astype(np.int64)
         return Sides(
@@ -234,12 +237,6 @@ def _members(run: RunDirectory) -> Members:
         is_partner = ~is_query
     picture = items["image_sha256"].combine_chunks()
     return Members(items["item_id"].combine_chunks(), picture, is_query, is_partner, pc.unique(picture))
-
-
-def _starts(vectors: Vectors) -> np.ndarray:
-    """First garment of each picture."""
-    ends = pc.run_end_encode(vectors.sha256).run_ends.to_numpy()
-    return np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.empty(0, np.int64)
 
 
 # --- the search
@@ -310,7 +307,7 @@ def _features(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _opened(target: Path) -> tuple[Vectors, np.ndarray]:
     vectors = open_vectors(target)
-    return vectors, _starts(vectors)
+    return vectors, first_garments(vectors)
 
 
 @functools.lru_cache(maxsize=1)
@@ -361,11 +358,8 @@ class Search:
         settings: Settings,
         calibration: Calibration,
         sides: Sides,
-        index_of: RunDirectory | None = None,
     ) -> None:
-        """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared."""
         self.folder = folder
-        self._index_of = index_of
         self.sides = sides
         self.calibration = calibration
         chosen = settings.match
@@ -380,11 +374,8 @@ class Search:
         )
         self._settings = settings
         queries, partners = np.flatnonzero(sides.queries.count), np.flatnonzero(sides.partners.count)
-        if index_of is None:
-            self._rows = _slices(queries, chosen.block_size)
-            self._columns = _slices(partners, chosen.block_size)
-        else:
-            self._rows, self._columns = _slices(queries, _QUERIES_PER_INDEX_BLOCK), [partners]
+        self._rows = _slices(queries, chosen.block_size)
+        self._columns = _slices(partners, chosen.block_size)
         self.blocks = [
             (i, j)
             for i in range(len(self._rows))
@@ -432,12 +423,10 @@ class Search:
             else:
                 missing.append(block)
         with track(len(missing), "match", "blocks") as progress:
-            if self._index_of is not None or len(missing) <= 1:
+            if len(missing) <= 1:
                 # A start of Ray costs more than one block.
                 self._commit_levels(_compute_levels(self.job, rows) for rows in self._level_parts())
-            if self._index_of is not None:
-                self._ask_index(self._index_of, missing, progress.advance)
-            elif len(missing) <= 1:
+            if len(missing) <= 1:
                 for block in missing:
                     _compute_block(*self._task(block, known))
                     progress.advance()
@@ -486,47 +475,6 @@ class Search:
         names = ["query", "score", "normalised"]
         table = pq.read_table(self.path(*block), columns=names)
         known.add(*(table[name].to_numpy() for name in names))
-
-    def _ask_index(
-        self, run: RunDirectory, missing: list[tuple[int, int]], advance: Callable[[], None]
-    ) -> None:
-        # FAISS is large, and an exact search does without it.
-        from pipeline.index import open_index
-
-        index = open_index(run)
-        vectors, starts = _opened(self.job.target)
-        pictures = vectors.sha256.take(starts)
-        numbers = [
-            np.asarray(pc.fill_null(pc.index_in(sha256, value_set=pictures), -1)).astype(np.int64)
-            for sha256 in index.pictures()
-        ]
-        is_partner = self.sides.partners.count > 0
-        allowed = [np.flatnonzero((number >= 0) & is_partner[number]) for number in numbers]
-        for i, j in missing:
-            block = self.job.block(self._rows[i])
-            found = index.candidates(
-                block.features,
-                block.presence,
-                block.weights,
-                self.wanted.limit,
-                mirrored_features=block.mirrored if self.job.mirrored else None,
-                scoring=self.job.scoring,
-                allowed=allowed,
-            )
-            match_picture = np.empty(len(found.row), np.int64)
-            for shard, number in enumerate(numbers):
-                here = found.shard == shard
-                match_picture[here] = number[found.row[here]]
-            query = np.searchsorted(block.starts, found.query, side="right") - 1
-            others = block.picture[query] != match_picture
-            query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
-            partners = self.job.block(np.unique(match_picture))
-            place = np.searchsorted(partners.picture, match_picture)
-            pairs = rescore(
-                block, partners, query, place, scoring=self.job.scoring, mirrored=self.job.mirrored
-            )
-            _commit_block(self.path(i, j), [Kept(pairs, left_out=0)])
-            advance()
 
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
         init_ray(self._settings)
@@ -777,7 +725,7 @@ def _pair_table(
 
 
 def _level(vectors: Vectors, levels: np.ndarray, picture: np.ndarray, garment: np.ndarray) -> np.ndarray:
-    starts = _starts(vectors)
+    starts = first_garments(vectors)
     number = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(vectors)))
     # Garments stand in the order of picture and index; int16 indices fit below the picture's number.
     key = (number << 16) + vectors.garment

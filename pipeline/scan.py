@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pipeline.crawl import crawl
 from pipeline.errors import UserError
 from pipeline.extract import extract
 from pipeline.index import build_index
+from pipeline.index_manifest import MANIFEST
 from pipeline.judge import judge
 from pipeline.match import match
 from pipeline.report import report
@@ -100,15 +102,24 @@ def _joined(queries: pa.Table, others: pa.Table) -> pa.Table:
 
 
 def _take_over_garments(earlier: RunDirectory, run: RunDirectory) -> None:
-    """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits."""
-    run.garments_dir.mkdir(parents=True, exist_ok=True)
-    for shard in earlier.garments_dir.glob("*.parquet"):
-        target = run.garments_dir / shard.name
+    """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits. Of its
+    index
+    as well, unless the run has one of its own: index fills shards for what is new only."""
+    _link(earlier.garments_dir.glob("*.parquet"), run.garments_dir)
+    if not (run.index_dir / MANIFEST).exists():
+        _link((path for path in earlier.index_dir.glob("[!.]*") if path.name != MANIFEST), run.index_dir)
+        _link(earlier.index_dir.glob(MANIFEST), run.index_dir)
+
+
+def _link(files: Iterable[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        target = folder / file.name
         if target.exists():
             continue
         try:
-            os.link(shard, target)
+            os.link(file, target)
         except OSError:  # another file system, or one without links
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            shutil.copyfile(shard, temporary)
+            shutil.copy2(file, temporary)  # the time too: it tells that the file has not been touched
             temporary.replace(target)

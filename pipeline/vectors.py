@@ -118,6 +118,12 @@ def open_vectors(target: Path) -> Vectors:
     )
 
 
+def first_garments(vectors: Vectors) -> np.ndarray:
+    """Row of the first garment of each picture; those of one picture stand together."""
+    ends = pc.run_end_encode(vectors.sha256).run_ends.to_numpy()
+    return np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.empty(0, np.int64)
+
+
 def has_vectors(target: Path) -> bool:
     """Whether ``write_vectors`` has finished for ``target``."""
     return target.with_name(f"{target.name}.parquet").exists()
