@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import json
 import logging
 import os
 import shlex
@@ -94,6 +95,13 @@ class Format(enum.StrEnum):
     HTML = "html"
 
 
+class CheckFormat(enum.StrEnum):
+    """Formats of `psnet check`."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 # --- the whole job
 
 
@@ -138,6 +146,35 @@ def sweep(
     from pipeline.scan import sweep as run_sweep
 
     _summarise(run_sweep(originals, against, out, settings))
+
+
+@app.command()
+def check(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of garments.")],
+    against: Annotated[Path, typer.Option("--against", metavar="RUN", help="A run with an index.")],
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Most suspects of a garment.")] = 10,
+    format: Annotated[
+        CheckFormat, typer.Option("--format", help="For people or for programs.")
+    ] = CheckFormat.TEXT,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Look single pictures up in a run: suspects, verdicts and reasons, in a second or so. Writes nothing.
+
+    \b
+    psnet check offer.jpg --against runs/tonight
+    psnet check offer.jpg another.png --against runs/tonight --limit 3 --format json
+    """
+    run = _existing(against)
+    settings = _settings(config, overrides, run.read().get("config"))
+    from pipeline.check import check as run_check
+    from pipeline.check import in_words
+
+    answers = run_check(run, images, settings, limit)
+    if format is CheckFormat.JSON:
+        print(json.dumps([answer.as_dict() for answer in answers], indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(in_words(answer) for answer in answers))
 
 
 @app.command()
