@@ -61,7 +61,7 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
         run.queries_path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(queries.select(["item_id"]), run.queries_path)
         if earlier is not None:
-            _take_over_garments(earlier, run)
+            take_over(earlier, run)
         crawl(run, items, settings)
         _screen(run, settings)
     return run
@@ -101,7 +101,7 @@ def _joined(queries: pa.Table, others: pa.Table) -> pa.Table:
     return pa.concat_tables(plain)
 
 
-def _take_over_garments(earlier: RunDirectory, run: RunDirectory) -> None:
+def take_over(earlier: RunDirectory, run: RunDirectory) -> None:
     """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits. Of its
     index
     as well, unless the run has one of its own: index fills shards for what is new only."""
