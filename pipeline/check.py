@@ -258,9 +258,7 @@ def _load(settings: Settings, tag: str) -> Predictor:
     except WeightsError as error:
         raise UserError(str(error)) from None
     if predictor.tag != tag:
-        raise UserError(
-            f"extract.weights: are {predictor.tag}, those of the run {tag}; name those weights"
-        )
+        raise UserError(f"extract.weights: are {predictor.tag}, those of the run {tag}; name those weights")
     return predictor
 
 

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError
 from pipeline.index_manifest import Manifest, Shard, check_index
 from pipeline.index_template import Template, read_template
+from pipeline.region_lists import RegionLists, nearest_lists, scan_lists
 from pipeline.rundir import RunDirectory
 from pipeline.vectors import Vectors, first_garments, open_vectors
 from psnet.regions import NUM_REGIONS, Presence
@@ -99,34 +100,49 @@ class Found:
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A shard, memory-mapped, and its copy on the GPUs where there are some."""
+    """A shard, memory-mapped: a FAISS index, with its copy on the GPUs where there are some, or region
+    lists."""
 
-    index: faiss.Index
-    on_gpu: faiss.Index | None
     vectors: Vectors
+    index: faiss.Index | None = None
+    on_gpu: faiss.Index | None = None
+    lists: RegionLists | None = None
 
     @classmethod
     def open(cls, target: Path, shard: Shard, template: Template, nprobe: int) -> OpenShard:
+        """Raises UserError when the files are not a shard of this template."""
         try:
-            # Maps the codes of all kinds that it knows (flat, scalar quantisers, IVF lists, HNSW), reads the
-            # rest.
-            index = faiss.read_index(f"{target}.faiss", faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
+            vectors = open_vectors(target)
+            if template.centroids is not None:
+                lists = RegionLists.open(target)
+                width, held = lists.reduced.shape[2], len(lists)
+                expected = template.centroids.shape[2]
+                opened = cls(vectors, lists=lists)
+            else:
+                # Maps what it can (codes of flat, scalar and product quantisers, lists, HNSW), reads the
+                # rest.
+                index = faiss.read_index(f"{target}.faiss", faiss.IO_FLAG_MMAP_IFC)
+                width, held, expected = index.d, index.ntotal, template.index.d
+                opened = cls(vectors, index, _on_gpu(index))
+                inverted = faiss.try_extract_index_ivf(index)
+                if inverted is not None:
+                    inverted.nprobe = nprobe
+        except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[-150:]
-            raise UserError(f"{target}.faiss: is damaged ({reason}); run `psnet index` again") from None
-        if index.d != template.index.d or index.ntotal != shard.garments:
+            raise UserError(f"{target}: is damaged ({reason}); run `psnet index` again") from None
+        if (width, held, len(vectors)) != (expected, shard.garments, shard.garments):
             raise UserError(
-                f"{target}.faiss: holds {index.ntotal} vectors of {index.d} numbers, not {shard.garments} of "
-                f"{template.index.d}; run `psnet index` again"
+                f"{target}: holds {held} vectors of {width} numbers, not {shard.garments} of {expected}; "
+                "run `psnet index` again"
             )
-        lists = faiss.try_extract_index_ivf(index)
-        if lists is not None:
-            lists.nprobe = nprobe
-        try:
-            on_gpu = faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else None
-        except RuntimeError:  # a kind of index that has no GPU version, or too large for the card
-            on_gpu = None
-        return cls(index, on_gpu, open_vectors(target))
+        return opened
+
+
+def _on_gpu(index: faiss.Index) -> faiss.Index | None:
+    try:
+        return faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else None
+    except RuntimeError:  # a kind of index that has no GPU version, or too large for the card
+        return None
 
 
 def open_index(run: RunDirectory) -> GarmentIndex:
@@ -141,8 +157,8 @@ def open_index(run: RunDirectory) -> GarmentIndex:
 def open_shards(folder: Path, manifest: Manifest) -> GarmentIndex:
     """The shards of a manifest whose files have been looked at."""
     if not manifest.shards:
-        return GarmentIndex(manifest, Template(faiss.IndexFlatIP(0), None), [])
-    template = read_template(folder / manifest.template, list(manifest.template_files))
+        return GarmentIndex(manifest, Template(None, None, None), [])
+    template = read_template(folder / manifest.template, manifest.template_files)
     shards = [OpenShard.open(folder / one.name, one, template, manifest.nprobe) for one in manifest.shards]
     return GarmentIndex(manifest, template, shards)
 
@@ -231,6 +247,8 @@ class GarmentIndex:
         Args:
             allowed: per shard the rows to choose from; None: all.
         """
+        if self._template.centroids is not None:
+            return self._from_lists(queries, k, scoring, allowed)
         selected = [
             None if allowed is None else _Rows(len(shard.vectors), allowed[n])
             for n, shard in enumerate(self.shards)
@@ -243,6 +261,27 @@ class GarmentIndex:
                 query, shard, row = _best_of_each(owner, *self._search(vectors, k, selected), k)
                 parts.append(np.stack([start + query, shard, row]))
         return Candidates(*np.concatenate(parts, axis=1))
+
+    def _from_lists(
+        self, queries: Queries, k: int, scoring: str, allowed: Sequence[np.ndarray] | None
+    ) -> Candidates:
+        features, weights = self._template.reduce(queries.features), queries.weights
+        owner = np.arange(len(queries))
+        if queries.mirrored is not None:
+            features = np.concatenate([features, self._template.reduce(queries.mirrored)])
+            weights = np.concatenate([weights, mirrored_presence(weights)])
+            owner = np.concatenate([owner, owner])
+        asked = nearest_lists(self._template.centroids, features, self.manifest.nprobe)
+        may: list[np.ndarray | None] = [None] * len(self.shards)
+        if allowed is not None:
+            sizes = [len(shard.vectors) for shard in self.shards]
+            may = [np.isin(np.arange(n), rows) for n, rows in zip(sizes, allowed, strict=True)]
+        lists = [shard.lists for shard in self.shards if shard.lists is not None]
+        value, number = scan_lists(lists, features, weights, asked, k, scoring=scoring, allowed=may)
+        ends = np.cumsum([len(shard.vectors) for shard in self.shards])
+        shard = np.searchsorted(ends, number, side="right")
+        row = np.where(number < 0, -1, number - np.concatenate([[0], ends])[shard])
+        return Candidates(*_best_of_each(owner, value, shard, row, k))
 
     def _vectors(self, queries: Queries, scoring: str) -> tuple[np.ndarray, np.ndarray]:
         reduced = self._template.reduce(queries.features)
@@ -276,7 +315,11 @@ class GarmentIndex:
         if not values:
             none = np.empty((len(vectors), 0), np.int64)
             return none.astype(np.float32), none, none
-        return np.concatenate(values, 1), np.concatenate(shards, 1), np.concatenate(rows, 1)
+        value, number, row = (np.concatenate(parts, 1) for parts in (values, shards, rows))
+        if value.shape[1] > k:
+            best = np.argpartition(-value, k - 1, axis=1)[:, :k]
+            value, number, row = (np.take_along_axis(part, best, 1) for part in (value, number, row))
+        return value, number, row
 
     def _lists(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Which lists each vector looks into, the same in all shards: the template's quantiser is asked
@@ -373,9 +416,6 @@ def _best_of_each(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Query, shard and row of each query's best ``k`` garments; arguments (m,) and (m, c), several rows a
     query."""
-    if value.shape[1] > k:
-        best = np.argpartition(-value, k - 1, axis=1)[:, :k]
-        value, shard, row = (np.take_along_axis(a, best, 1) for a in (value, shard, row))
     query = np.repeat(owner, value.shape[1])
     value, shard, row = value.ravel(), shard.ravel(), row.ravel()
     real = row >= 0

@@ -24,28 +24,28 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline import region_lists
 from pipeline.audit import audit_index
 from pipeline.errors import RunError, UserError
 from pipeline.extract import garment_shards
 from pipeline.index_manifest import MANIFEST, File, Manifest, Shard, mismatch, template_hash, wrong_file
 from pipeline.index_template import (
     Plan,
-    default_nprobe,
     plan_index,
     read_template,
     train_template,
     write_template,
 )
 from pipeline.progress import track
+from pipeline.region_lists import write_lists
 from pipeline.rundir import RunDirectory, inputs_digest
 from pipeline.runtime import init_ray
 from pipeline.schema import unpack_features, unpack_presence
 from pipeline.settings import Settings
-from pipeline.vectors import garment_count, open_vectors, visible_count, write_vectors
+from pipeline.vectors import VECTOR_SUFFIXES, garment_count, open_vectors, visible_count, write_vectors
 from psnet.config import digest
 from psnet.regions import NUM_REGIONS, Presence
 
-_SUFFIXES = (".faiss", ".features", ".parquet")
 _ROWS_ADDED_AT_ONCE = 16_384
 # ``auto`` keeps the template while there are between a quarter and four times as many garments.
 _STILL_FITS = 4
@@ -243,8 +243,8 @@ class _Builder:
                     setattr(manifest, name, getattr(former, name))
         if not manifest.template:
             self._train(sources, plan, garments)
-        lists = read_template(self._folder / manifest.template, list(manifest.template_files)).index
-        manifest.nprobe = default_nprobe(lists, self._settings)
+        template = read_template(self._folder / manifest.template, manifest.template_files)
+        manifest.nprobe = template.nprobe(self._settings)
 
     def _train(self, sources: Sequence[_Source], plan: Plan, garments: int) -> None:
         manifest = self._manifest
@@ -252,8 +252,7 @@ class _Builder:
         key = inputs_digest(manifest.model_tag, self._settings.factory, str(plan.region_dim))
         manifest.template = f"template-{key}-{garments}"
         target = self._folder / manifest.template
-        write_template(template, target)
-        suffixes = [".faiss"] if template.reduction is None else [".faiss", ".npy"]
+        suffixes = write_template(template, target)
         manifest.template_files = {s: File.of(target.with_name(target.name + s)) for s in suffixes}
         manifest.factory, manifest.trained_for = plan.factory, garments
         manifest.region_dim = 0 if template.reduction is None else template.reduction.shape[2]
@@ -317,7 +316,7 @@ class _Builder:
     def _remove_what_is_not_named(self) -> None:
         manifest = self._manifest
         named = {MANIFEST, *(manifest.template + suffix for suffix in manifest.template_files)}
-        named |= {shard.name + suffix for shard in manifest.shards for suffix in _SUFFIXES}
+        named |= {shard.name + suffix for shard in manifest.shards for suffix in shard.files}
         for path in self._folder.iterdir():
             if path.name not in named:
                 path.unlink()
@@ -347,10 +346,18 @@ def _fill_shard(folder: Path, manifest: Manifest, name: str, group: Sequence[_So
     target = folder / name
     write_vectors(target, [source.path for source in group])
     vectors = open_vectors(target)
-    template = read_template(folder / manifest.template, list(manifest.template_files))
-    for start in range(0, len(vectors), _ROWS_ADDED_AT_ONCE):
-        template.index.add(template.rows(vectors.features[start : start + _ROWS_ADDED_AT_ONCE]))
-    write_faiss(template.index, target.with_name(f"{name}.faiss"))
+    template = read_template(folder / manifest.template, manifest.template_files)
+    suffixes: tuple[str, ...] = VECTOR_SUFFIXES
+    batches = range(0, len(vectors), _ROWS_ADDED_AT_ONCE)
+    if template.centroids is not None:
+        parts = [template.reduce(vectors.features[at : at + _ROWS_ADDED_AT_ONCE]) for at in batches]
+        write_lists(target, np.concatenate(parts).astype(np.float16), template.centroids)
+        suffixes += region_lists.SUFFIXES
+    else:
+        for at in batches:
+            template.index.add(template.rows(vectors.features[at : at + _ROWS_ADDED_AT_ONCE]))
+        write_faiss(template.index, target.with_name(f"{name}.faiss"))
+        suffixes += (".faiss",)
     return Shard(
         name=name,
         run=group[0].run,
@@ -359,7 +366,7 @@ def _fill_shard(folder: Path, manifest: Manifest, name: str, group: Sequence[_So
         template=template_hash(manifest),
         garments=len(vectors),
         sources={source.path.name: source.file for source in group},
-        files={suffix: File.of(target.with_name(name + suffix)) for suffix in _SUFFIXES},
+        files={suffix: File.of(target.with_name(name + suffix)) for suffix in suffixes},
     )
 
 

@@ -1,7 +1,8 @@
 """What all shards of an index share: how region vectors are reduced, and the trained quantiser.
 
-    RUN/index/template-KEY.faiss    the trained, empty FAISS index
-    RUN/index/template-KEY.npy      the reduction, (5, d, d') float32
+    RUN/index/template-KEY.faiss            the trained, empty FAISS index; or
+    RUN/index/template-KEY.centroids.npy    the lists of single regions, see ``pipeline.region_lists``
+    RUN/index/template-KEY.reduction.npy    (5, d, d') float32
 
 Region features fill far fewer dimensions than they have numbers (32 of 256 hold 99 % of the shipped model's),
 so an index that is approximate anyway works on their principal components, region by region: an eighth of the
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,15 @@ import faiss
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.region_lists import train_centroids
 from pipeline.settings import IndexSettings
 from psnet.regions import NUM_REGIONS
 
 EXACT = "Flat"
 """The factory whose answers are exact: full vectors, all of them compared."""
+
+REGIONS = "Regions"
+"""The factory of lists by single regions, followed by how many a region has: Regions4000."""
 
 EXACT_UP_TO = 50_000
 """Garments up to which ``auto`` is exact: a sweep of a thousand originals takes seconds all the same."""
@@ -42,7 +48,7 @@ _USUAL_REGION_DIM = 40
 _CODE_BYTES = 8 * NUM_REGIONS
 # Of the memory that is there, what an index may fill before its vectors are compressed (PQ).
 _MEMORY_SHARE = 0.5
-_SEED = 0
+_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,11 @@ def plan_index(settings: IndexSettings, garments: int, dim: int, memory: int | N
         lists = 16 * max(1, round(4 * math.sqrt(garments) / 16))
         bytes_needed = garments * NUM_REGIONS * (region_dim or min(_USUAL_REGION_DIM, dim)) * 2
         room = _MEMORY_SHARE * (machine_memory() if memory is None else memory)
-        codes = "SQfp16" if bytes_needed <= room else f"PQ{_CODE_BYTES}"
-        factory = EXACT if garments <= EXACT_UP_TO else f"IVF{lists},{codes}"
-    named = [int(part[3:]) for part in factory.split(",") if part.startswith("IVF") and part[3:].isdigit()]
-    training = max(_LEAST_TRAINING, _POINTS_PER_LIST * max(named, default=0))
+        large = f"{REGIONS}{lists}" if bytes_needed <= room else f"IVF{lists},PQ{_CODE_BYTES}"
+        factory = EXACT if garments <= EXACT_UP_TO else large
+    named = re.findall(rf"(?:^|,)(?:{REGIONS}|IVF)(\d+)", factory)
+    lists = max(map(int, named), default=0)
+    training = max(_LEAST_TRAINING, _POINTS_PER_LIST * lists)
     return Plan(factory, region_dim, min(training, garments))
 
 
@@ -83,25 +90,26 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def default_nprobe(index: faiss.Index, settings: IndexSettings) -> int:
-    """Lists that a query looks into; 0 for an index without lists.
-
-    By default one in 32, at least 16: what found 99 % of the copies with two changed regions
-    (benchmarks/INDEX.md).
-    """
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is None:
-        return 0
-    return min(settings.nprobe or max(16, lists.nlist // 32), lists.nlist)
-
-
 @dataclass(frozen=True)
 class Template:
-    """A trained, empty index and the reduction of the region vectors, (5, d, d') float32; None: as they
-    are."""
+    """A trained, empty FAISS index, or the centroids of region lists, (5, nlist, d') float32; and the
+    reduction of the region vectors, (5, d, d') float32, None: as they are."""
 
-    index: faiss.Index
+    index: faiss.Index | None
+    centroids: np.ndarray | None
     reduction: np.ndarray | None
+
+    def nprobe(self, settings: IndexSettings) -> int:
+        """Lists that a query looks into; 0 where there are none.
+
+        By default one of 64 in every region, one of 16 of whole vectors, and at least eight.
+        """
+        if self.centroids is not None:
+            lists, share = self.centroids.shape[1], 64
+        else:
+            inverted = faiss.try_extract_index_ivf(self.index)
+            lists, share = (inverted.nlist if inverted is not None else 0), 16
+        return min(settings.nprobe or max(8, lists // share), lists)
 
     def reduce(self, features: np.ndarray) -> np.ndarray:
         """(n, 5, d) of any float type to (n, 5, d') float32."""
@@ -122,23 +130,32 @@ def train_template(features: np.ndarray, plan: Plan) -> Template:
         UserError: the factory string is none, or needs more garments.
     """
     reduction = None if plan.factory == EXACT else _principal_components(features, plan.region_dim)
-    template = Template(faiss.IndexFlatIP(1), reduction)
-    rows = template.rows(features)
+    template = Template(None, None, reduction)
+    index, centroids = None, None
+    named = re.fullmatch(rf"{REGIONS}(\d+)", plan.factory)
     try:
-        index = faiss.index_factory(rows.shape[1], plan.factory, faiss.METRIC_INNER_PRODUCT)
-        lists = faiss.try_extract_index_ivf(index)
-        if lists is not None:
-            library: Any = lists.cp
-            library.seed, library.niter, library.min_points_per_centroid = _SEED + 1, 10, 1
-        if not index.is_trained:
-            index.train(rows)
+        if named:
+            centroids = train_centroids(template.reduce(features), int(named[1]))
+        else:
+            index = _train_index(template.rows(features), plan.factory)
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rpartition("Error: ")[2][:200]
         raise UserError(
-            f"index.factory: {plan.factory!r} does not work for {len(rows)} garments of "
-            f"{rows.shape[1]} numbers ({reason}); use auto or {EXACT}"
+            f"index.factory: {plan.factory!r} does not work for {len(features)} garments "
+            f"({reason}); use auto or {EXACT}"
         ) from None
-    return Template(index, reduction)
+    return Template(index, centroids, reduction)
+
+
+def _train_index(rows: np.ndarray, factory: str) -> faiss.Index:
+    index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None:
+        library: Any = lists.cp
+        library.seed, library.niter, library.min_points_per_centroid = _SEED, 10, 1
+    if not index.is_trained:
+        index.train(rows)
+    return index
 
 
 def _principal_components(features: np.ndarray, region_dim: int) -> np.ndarray | None:
@@ -162,14 +179,24 @@ def _principal_components(features: np.ndarray, region_dim: int) -> np.ndarray |
     return np.ascontiguousarray(np.stack([v[:, :wanted] for v in vectors]), np.float32)
 
 
-def write_template(template: Template, target: Path) -> None:
-    """``target``.faiss and ``target``.npy; the caller commits them by naming them in the manifest."""
-    faiss.write_index(template.index, f"{target}.faiss")
-    if template.reduction is not None:
-        np.save(target.with_name(f"{target.name}.npy"), template.reduction)
+def write_template(template: Template, target: Path) -> list[str]:
+    """The files ``target`` + suffix, and their suffixes; the caller commits them by naming them in the
+    manifest."""
+    arrays = {".centroids.npy": template.centroids, ".reduction.npy": template.reduction}
+    suffixes = [suffix for suffix, array in arrays.items() if array is not None]
+    for suffix in suffixes:
+        np.save(target.with_name(target.name + suffix), arrays[suffix])
+    if template.index is not None:
+        faiss.write_index(template.index, f"{target}.faiss")
+        suffixes.append(".faiss")
+    return suffixes
 
 
-def read_template(target: Path, files: Sequence[str]) -> Template:
-    """What ``write_template`` wrote; ``files``: the suffixes that belong to it."""
-    reduction = np.load(target.with_name(f"{target.name}.npy")) if ".npy" in files else None
-    return Template(faiss.read_index(f"{target}.faiss"), reduction)
+def read_template(target: Path, suffixes: Collection[str]) -> Template:
+    """What ``write_template`` wrote."""
+    centroids, reduction = (
+        np.load(target.with_name(target.name + suffix)) if suffix in suffixes else None
+        for suffix in (".centroids.npy", ".reduction.npy")
+    )
+    index = faiss.read_index(f"{target}.faiss") if ".faiss" in suffixes else None
+    return Template(index, centroids, reduction)

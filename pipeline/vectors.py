@@ -25,6 +25,8 @@ from pipeline.schema import NO_GARMENT_INDEX, pack_presence, unpack_features, un
 from psnet.regions import GROUPS, NUM_REGIONS, Presence
 from psnet.similarity import mirrored_presence
 
+VECTOR_SUFFIXES = (".features", ".parquet")
+
 _KEYS = ("image_sha256", "garment_index", "group", "presence")
 
 
