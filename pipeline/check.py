@@ -115,7 +115,7 @@ class Checker:
         self._index = open_index(run)
         self._calibration = load_calibration(settings)
         self._items = _Items([one.items_path for one in indexed_runs(run, self._index.manifest)])
-        self._predictor = _load(settings, self._index.manifest.model_tag)
+        self._predictor = _model_of_the_run(settings, self._index.manifest.model_tag)
         size = settings.match.background_size
         self._sample = self._index.gather(*self._index.background_sample(size))
 
@@ -243,7 +243,12 @@ class _Items:
         return items
 
 
-def _load(settings: Settings, tag: str) -> Predictor:
+def load_model(settings: Settings) -> Predictor:
+    """The model of ``settings.extract`` in this process.
+
+    Raises:
+        UserError: the weights cannot be used.
+    """
     import torch
 
     from pipeline.extract import Job, load_predictor
@@ -252,11 +257,15 @@ def _load(settings: Settings, tag: str) -> Predictor:
     device = settings.extract.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    job = Job("", "", "", tag, device, settings.crawl.max_pixels, settings.extract)
+    job = Job("", "", "", "", device, settings.crawl.max_pixels, settings.extract)
     try:
-        predictor, _ = load_predictor(job)
+        return load_predictor(job)[0]
     except WeightsError as error:
         raise UserError(str(error)) from None
+
+
+def _model_of_the_run(settings: Settings, tag: str) -> Predictor:
+    predictor = load_model(settings)
     if predictor.tag != tag:
         raise UserError(f"extract.weights: are {predictor.tag}, those of the run {tag}; name those weights")
     return predictor

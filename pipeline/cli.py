@@ -149,6 +149,53 @@ def sweep(
 
 
 @app.command()
+def plan(
+    catalogue: CatalogueArgument,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", metavar="FILE", help="YAML file that describes the nodes.")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="YAML file of prices, for the cost.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure.")] = 60,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Store the plan where the scan will be.")
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Say what a scan will take, before it runs: time, memory, disk and cost, measured for a minute.
+
+    Stored with --out, the plan stands beside the actual times once `psnet scan --out` of the same RUN is
+    done.
+
+    \b
+    psnet plan catalogue.csv --out runs/tonight
+    psnet plan catalogue.csv --cluster conf/plan-cluster.yaml --prices conf/plan-prices.yaml
+    """
+    settings = _settings(config, overrides)
+    from pipeline import plan as planning
+    from pipeline.catalogue import read_catalogue
+    from pipeline.rundir import RunDirectory
+
+    nodes = planning.Cluster.here() if cluster is None else planning.read_cluster(cluster)
+    price_list = None if prices is None else planning.read_prices(prices, nodes)
+    run = None if out is None else RunDirectory(out)
+    items = read_catalogue(catalogue)
+    made = planning.predict(
+        planning.calibrate(items, settings, seconds), len(items), nodes, settings, price_list
+    )
+    rows = [
+        [name, f"{stage.seconds:,.1f}", f"{stage.memory / 2**30:,.1f}", f"{stage.disk / 1e6:,.1f}"]
+        for name, stage in made.stages.items()
+    ]
+    _print_table("", ["stage", "seconds", "GiB a node", "MB on disk"], rows)
+    print(planning.in_words(made))
+    if run is not None:
+        run.update(plan=made.as_dict())
+
+
+@app.command()
 def check(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of garments.")],
     against: Annotated[Path, typer.Option("--against", metavar="RUN", help="A run with an index.")],
@@ -520,8 +567,12 @@ def _summarise(run: RunDirectory) -> None:
             seconds = f"{stage.get('seconds', 0):,.1f}" if stage.get("done") else "not finished"
         counts = ("" if stage.get(key) is None else f"{stage[key]:,}" for key in ("in", "out"))
         rows.append([name, *counts, f"{sum(failed.values()):,}", seconds])
+        if "plan" in record:
+            planned = stage.get("planned_seconds")
+            rows[-1].append("" if planned is None else f"{planned:,.1f}")
         failures += [f"{name}: {count:,} {reason}" for reason, count in failed.items()]
-    _print_table(str(run.path), ["stage", "in", "out", "failed", "seconds"], rows)
+    planned_too = ["planned"] if "plan" in record else []
+    _print_table(str(run.path), ["stage", "in", "out", "failed", "seconds", *planned_too], rows)
     if failures:
         print(f"Failed: {', '.join(failures)}")
     for name in ("index", "match"):

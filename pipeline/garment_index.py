@@ -122,7 +122,7 @@ class OpenShard:
                 # Maps what it can (codes of flat, scalar and product quantisers, lists, HNSW), reads the
                 # rest.
                 index = faiss.read_index(f"{target}.faiss", faiss.IO_FLAG_MMAP_IFC)
-                width, held, expected = index.d, index.ntotal, template.index.d
+                width, held, expected = index.d, index.ntotal, template.whole_vectors.d
                 opened = cls(vectors, index, _on_gpu(index))
                 inverted = faiss.try_extract_index_ivf(index)
                 if inverted is not None:
@@ -247,8 +247,9 @@ class GarmentIndex:
         Args:
             allowed: per shard the rows to choose from; None: all.
         """
-        if self._template.centroids is not None:
-            return self._from_lists(queries, k, scoring, allowed)
+        centroids = self._template.centroids
+        if centroids is not None:
+            return self._from_lists(centroids, queries, k, scoring, allowed)
         selected = [
             None if allowed is None else _Rows(len(shard.vectors), allowed[n])
             for n, shard in enumerate(self.shards)
@@ -263,7 +264,12 @@ class GarmentIndex:
         return Candidates(*np.concatenate(parts, axis=1))
 
     def _from_lists(
-        self, queries: Queries, k: int, scoring: str, allowed: Sequence[np.ndarray] | None
+        self,
+        centroids: np.ndarray,
+        queries: Queries,
+        k: int,
+        scoring: str,
+        allowed: Sequence[np.ndarray] | None,
     ) -> Candidates:
         features, weights = self._template.reduce(queries.features), queries.weights
         owner = np.arange(len(queries))
@@ -271,7 +277,7 @@ class GarmentIndex:
             features = np.concatenate([features, self._template.reduce(queries.mirrored)])
             weights = np.concatenate([weights, mirrored_presence(weights)])
             owner = np.concatenate([owner, owner])
-        asked = nearest_lists(self._template.centroids, features, self.manifest.nprobe)
+        asked = nearest_lists(centroids, features, self.manifest.nprobe)
         may: list[np.ndarray | None] = [None] * len(self.shards)
         if allowed is not None:
             sizes = [len(shard.vectors) for shard in self.shards]
@@ -315,11 +321,11 @@ class GarmentIndex:
         if not values:
             none = np.empty((len(vectors), 0), np.int64)
             return none.astype(np.float32), none, none
-        value, number, row = (np.concatenate(parts, 1) for parts in (values, shards, rows))
-        if value.shape[1] > k:
-            best = np.argpartition(-value, k - 1, axis=1)[:, :k]
-            value, number, row = (np.take_along_axis(part, best, 1) for part in (value, number, row))
-        return value, number, row
+        joined = [np.concatenate(parts, 1) for parts in (values, shards, rows)]
+        if joined[0].shape[1] > k:
+            best = np.argpartition(-joined[0], k - 1, axis=1)[:, :k]
+            joined = [np.take_along_axis(part, best, 1) for part in joined]
+        return joined[0], joined[1], joined[2]
 
     def _lists(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Which lists each vector looks into, the same in all shards: the template's quantiser is asked

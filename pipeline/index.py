@@ -355,8 +355,8 @@ def _fill_shard(folder: Path, manifest: Manifest, name: str, group: Sequence[_So
         suffixes += region_lists.SUFFIXES
     else:
         for at in batches:
-            template.index.add(template.rows(vectors.features[at : at + _ROWS_ADDED_AT_ONCE]))
-        write_faiss(template.index, target.with_name(f"{name}.faiss"))
+            template.whole_vectors.add(template.rows(vectors.features[at : at + _ROWS_ADDED_AT_ONCE]))
+        write_faiss(template.whole_vectors, target.with_name(f"{name}.faiss"))
         suffixes += (".faiss",)
     return Shard(
         name=name,

@@ -99,6 +99,12 @@ class Template:
     centroids: np.ndarray | None
     reduction: np.ndarray | None
 
+    @property
+    def whole_vectors(self) -> faiss.Index:
+        """The FAISS index, where this is no template of region lists."""
+        assert self.index is not None
+        return self.index
+
     def nprobe(self, settings: IndexSettings) -> int:
         """Lists that a query looks into; 0 where there are none.
 
@@ -107,7 +113,7 @@ class Template:
         if self.centroids is not None:
             lists, share = self.centroids.shape[1], 64
         else:
-            inverted = faiss.try_extract_index_ivf(self.index)
+            inverted = faiss.try_extract_index_ivf(self.whole_vectors)
             lists, share = (inverted.nlist if inverted is not None else 0), 16
         return min(settings.nprobe or max(8, lists // share), lists)
 
@@ -182,10 +188,11 @@ def _principal_components(features: np.ndarray, region_dim: int) -> np.ndarray |
 def write_template(template: Template, target: Path) -> list[str]:
     """The files ``target`` + suffix, and their suffixes; the caller commits them by naming them in the
     manifest."""
-    arrays = {".centroids.npy": template.centroids, ".reduction.npy": template.reduction}
-    suffixes = [suffix for suffix, array in arrays.items() if array is not None]
-    for suffix in suffixes:
-        np.save(target.with_name(target.name + suffix), arrays[suffix])
+    suffixes = []
+    for suffix, array in ((".centroids.npy", template.centroids), (".reduction.npy", template.reduction)):
+        if array is not None:
+            np.save(target.with_name(target.name + suffix), array)
+            suffixes.append(suffix)
     if template.index is not None:
         faiss.write_index(template.index, f"{target}.faiss")
         suffixes.append(".faiss")
