@@ -53,8 +53,8 @@ _GARMENT_BYTES_BESIDE_FEATURES = 300
 # Bytes of a row of pairs.parquet (measured, 41) and of a suspect with its two pictures on the page.
 _PAIR_BYTES = 41
 _SUSPECT_BYTES = 40_000
-# One item in so many is a suspect (4,007 photographs without planted copies: one in 222), and takes so long to
-# show.
+# One item in so many is a suspect (4,007 photographs without planted copies: one in 222), and takes so long
+# to show.
 _ITEMS_PER_SUSPECT = 50
 _SUSPECT_S = 0.01
 # An extraction process with its model, see ``pipeline.extract``; the driver and Ray's own processes.
@@ -425,11 +425,11 @@ def in_words(plan: Plan) -> str:
     """The plan for people, a few lines."""
     rates, cluster = plan.rates, plan.cluster
     lines = [
-        f"Measured here on {rates.sampled:,} images: {rates.images:.1f} images/s and {rates.pairs / 1e6:,.1f} "
-        f"million pairs/s a process, {rates.garments_per_image:.2f} garments an image.",
+        f"Measured here, {rates.sampled:,} images: {rates.images:.1f} images/s and {rates.pairs / 1e6:,.1f} million "
+        f"pairs/s a process, {rates.garments_per_image:.2f} garments an image.",
         f"For {plan.items:,} items on {cluster.name} ({cluster.nodes:,} × {cluster.cpus_per_node} CPUs, "
-        f"{cluster.gpus_per_node} GPUs): {duration(plan.seconds)}, {plan.memory / 2**30:,.1f} GiB of memory on "
-        f"a node, {plan.disk / 1e9:,.1f} GB of disk.",
+        f"{cluster.gpus_per_node} GPUs): {duration(plan.seconds)}, {plan.memory / 2**30:,.1f} GiB of memory "
+        f"on a node, {plan.disk / 1e9:,.1f} GB of disk.",
     ]
     if plan.memory > cluster.memory_gb_per_node * 2**30:
         lines.append(

@@ -30,9 +30,6 @@ from psnet.similarity import SCORINGS
 
 SUFFIXES = (".reduced.npy", ".order.npy", ".bounds.npy")
 
-# A garment is met in every list that it shares with the query, and may take so many places at worst; those
-# that share several are the very ones that are wanted.
-_PLACES = 3
 _ROWS_AT_ONCE = 16_384
 _SEED = 1
 
@@ -127,7 +124,7 @@ def scan_lists(
     scoring: str,
     allowed: Sequence[np.ndarray | None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Among a query's lists the garments that score best: scores and numbers, (m, 3 k) each, not sorted; at
+    """Among a query's lists the garments that score best: scores and numbers, (m, 5 k) each, not sorted; at
     least ``k`` different ones where there are so many, -1 behind the last.
 
     Args:
@@ -137,7 +134,8 @@ def scan_lists(
 
     Memory O(m k) + one list.
     """
-    heap = faiss.ResultHeap(len(features), _PLACES * k, keep_max=True)
+    # A garment is met once in every region's list that it shares with the query.
+    heap = faiss.ResultHeap(len(features), NUM_REGIONS * k, keep_max=True)
     starts = np.concatenate([[0], np.cumsum([len(shard) for shard in shards])])
     for region in range(NUM_REGIONS):
         order = np.argsort(lists[region].ravel(), kind="stable")

@@ -4,19 +4,24 @@ wrong."""
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cli import run_command
 from pipeline.errors import UserError
 from pipeline.extract import write_shard
 from pipeline.garment_index import Queries, masked_queries, open_index
 from pipeline.index import build_index
-from pipeline.index_manifest import Manifest
+from pipeline.index_manifest import File, Manifest
+from pipeline.index_template import Plan, plan_index, train_template
 from pipeline.rundir import RunDirectory
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import IndexSettings, Settings, load_settings
 from psnet.regions import Presence
 from psnet.similarity import compare
 from tests.pipeline.synthetic_garments import Catalogue, catalogue, garment_table, plain_items, sha, write_run
@@ -173,7 +178,9 @@ def test_an_index_of_another_model_is_refused(tmp_path, source):
         open_index(run)
 
 
-@pytest.mark.parametrize("factory", ["IVF8,Flat", "SQfp16", "HNSW16", "PCA40,IVF4,Flat", "IVF4,SQfp16"])
+@pytest.mark.parametrize(
+    "factory", ["IVF8,Flat", "SQfp16", "HNSW16", "PCA40,IVF4,Flat", "IVF4,SQfp16", "Regions8"]
+)
 def test_other_factories_find_copies(tmp_path, source, factory):
     run = write_run(tmp_path / "run", source, plain_items(200), shards=3)
     build_index(run, settings(f"index.factory='{factory}'", "index.shard_size=80"))
@@ -210,3 +217,143 @@ def test_the_same_garments_give_the_same_answers_in_any_shards(tmp_path, source)
     first, second = answers
     assert (first.sha256 == second.sha256).all()
     assert (first.comparison.score == second.comparison.score).all()
+
+
+def keys(run: RunDirectory) -> set[tuple[str, int]]:
+    return {
+        key
+        for shard in open_index(run).shards
+        for key in zip(shard.vectors.sha256.to_pylist(), shard.vectors.garment.tolist(), strict=True)
+    }
+
+
+def test_runs_are_added_and_shards_dropped_without_a_rebuild(tmp_path, source):
+    run = write_run(tmp_path / "run", source, plain_items(200), shards=4)
+    few = settings("index.shard_size=70", "index.factory='IVF4,SQfp16'")
+    build_index(run, few)
+    before, own = files(run), keys(run)
+    template = Manifest.read(run.index_dir).template
+
+    more = catalogue(30, dim=24, seed=9)
+    more.picture += 1000
+    other = write_run(tmp_path / "other", more, plain_items(30))
+    build_index(run, few, add=[other.path])
+    assert before.items() <= files(run).items() and Manifest.read(run.index_dir).template == template
+    new = keys(run) - own
+    assert new and {sha256 for sha256, _ in new} <= {sha(p) for p in more.picture}
+    assert [Path(shard.run) for shard in Manifest.read(run.index_dir).shards if shard.run] == [
+        other.path.resolve()
+    ]
+
+    dropped = Manifest.read(run.index_dir).shards[0]
+    build_index(run, few, drop=[dropped.name])
+    left = keys(run)
+    assert left == own - {key for key in own if key not in left} | new and len(left) < len(own | new)
+    assert files(run).items() <= {**before, **files(run)}.items()
+    assert run.stage_record("index")["failed"] == {"dropped": dropped.garments, **no_region(run)}
+    extracted_again(run, "another night")
+    build_index(run, few)
+    assert keys(run) == left  # it stays away until the run is named again
+    build_index(run, few, add=[run.path])
+    assert keys(run) == own | new
+
+    with pytest.raises(UserError, match=r"has no shard shard-1; it has shard-"):
+        build_index(run, few, drop=["shard-1"])
+    other.update(model_tag="psnet-other")
+    fresh = write_run(tmp_path / "fresh", source, plain_items(200))
+    with pytest.raises(UserError, match=r"made with psnet-other, those of .* with psnet-test"):
+        build_index(fresh, few, add=[other.path])
+
+
+def no_region(run: RunDirectory) -> dict[str, int]:
+    return {k: v for k, v in run.stage_record("index")["failed"].items() if k == "no_visible_region"}
+
+
+FACTORIES = ["Flat", "SQfp16", "HNSW16,SQfp16", "IVF4,SQfp16", "IVF4,PQ10x4", "Regions8"]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_shards_are_mapped_not_read(tmp_path, source, factory):
+    run = write_run(tmp_path / "run", source, plain_items(200))
+    build_index(run, settings(f"index.factory='{factory}'"))
+    index = open_index(run)
+    mapped = Path("/proc/self/maps").read_text()
+    shard = Manifest.read(run.index_dir).shards[0]
+    suffixes = {suffix for suffix in shard.files if str(run.index_dir / (shard.name + suffix)) in mapped}
+    assert suffixes == shard.files.keys() - {".parquet"}
+    assert len(index) == shard.garments
+
+
+def test_shards_that_do_not_fit_are_refused(tmp_path, source):
+    run = write_run(tmp_path / "run", source, plain_items(200))
+    build_index(run, settings())
+    good = Manifest.read(run.index_dir)
+    shard = good.shards[0]
+    for change, message in (
+        ({"template": "0" * 12}, "was filled from another template than the index's"),
+        ({"model_tag": "psnet-other"}, "was made with psnet-other, the index with psnet-test"),
+        ({"garments": 3}, "not 3 of 120"),
+    ):
+        replace(good, shards=[replace(shard, **change)]).write(run.index_dir)
+        with pytest.raises(UserError, match=message) as caught:
+            open_index(run)
+        assert "\n" not in str(caught.value)
+    (run.index_dir / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest.json: is damaged"):
+        open_index(run)
+
+    narrow = write_run(tmp_path / "narrow", catalogue(200, dim=8, seed=8), plain_items(200))
+    build_index(narrow, settings())
+    path = next(narrow.index_dir.glob("shard-*.faiss"))
+    foreign = File.of(path)
+    (run.index_dir / f"{shard.name}.faiss").write_bytes(path.read_bytes())
+    replace(good, shards=[replace(shard, files={**shard.files, ".faiss": foreign})]).write(run.index_dir)
+    with pytest.raises(UserError, match=r"vectors of 40 numbers, not \d+ of 120"):
+        open_index(run)
+
+
+def test_only_a_thorough_look_finds_what_left_size_and_time_alone(tmp_path, source, capsys):
+    run = write_run(tmp_path / "run", source, plain_items(200))
+    build_index(run, settings())
+    assert run_command(["index", str(run.path), "--list"]) == 0
+    shard = Manifest.read(run.index_dir).shards[0]
+    assert shard.name in capsys.readouterr().out
+    path = run.index_dir / f"{shard.name}.features"
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run_command(["index", str(run.path), "--verify"]) == 2
+    assert "is not the file that the manifest names" in capsys.readouterr().err
+    # A file that was only copied is the same file.
+    shutil.copytree(run.path, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert run_command(["index", str(tmp_path / "copy"), "--list", "--add", "x"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("garments", "memory", "factory"),
+    [
+        (50_000, 1 << 40, "Flat"),
+        (100_000, 1 << 40, "Regions1264"),
+        (1_000_000, 1 << 40, "Regions4000"),
+        (100_000_000, 16 << 30, "IVF40000,PQ40"),
+    ],
+)
+def test_what_auto_chooses(garments, memory, factory):
+    plan = plan_index(IndexSettings(), garments, 256, memory)
+    assert plan.factory == factory
+    assert garments >= plan.training >= min(garments, 20_000)
+
+
+def test_reduction_keeps_what_the_features_have(tmp_path):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((64, 64)))[0][:6]
+    features = rng.standard_normal((400, 5, 6)) @ basis
+    features /= np.linalg.norm(features, axis=2, keepdims=True)
+    template = train_template(features.astype(np.float16), Plan("Regions4", 0, 400))
+    reduced = template.reduce(features)
+    assert reduced.shape == (400, 5, 8)
+    np.testing.assert_allclose(
+        np.einsum("ird,jrd->ijr", reduced, reduced), np.einsum("ird,jrd->ijr", features, features), atol=2e-3
+    )
