@@ -200,6 +200,8 @@ class Checker:
 
     def _normalised(self, queries: Queries, sha256: str, found: Found) -> np.ndarray:
         """Normalised scores of the pairs found, against the background of the run's garments."""
+        if not len(found.row):
+            return np.empty(0, np.float32)
         sample, match = self._sample, self._settings.match
         partners = self._index.gather(found.shard, found.row)
         names = np.concatenate([sample.sha256.to_numpy(False), found.sha256, [sha256] * len(queries)]).astype(

@@ -425,8 +425,8 @@ def in_words(plan: Plan) -> str:
     """The plan for people, a few lines."""
     rates, cluster = plan.rates, plan.cluster
     lines = [
-        f"Measured here, {rates.sampled:,} images: {rates.images:.1f} images/s and {rates.pairs / 1e6:,.1f} million "
-        f"pairs/s a process, {rates.garments_per_image:.2f} garments an image.",
+        f"Measured on {rates.sampled:,} images: {rates.images:.1f} images/s, {rates.pairs / 1e6:,.1f} "
+        f"million pairs/s a process, {rates.garments_per_image:.2f} garments an image.",
         f"For {plan.items:,} items on {cluster.name} ({cluster.nodes:,} × {cluster.cpus_per_node} CPUs, "
         f"{cluster.gpus_per_node} GPUs): {duration(plan.seconds)}, {plan.memory / 2**30:,.1f} GiB of memory "
         f"on a node, {plan.disk / 1e9:,.1f} GB of disk.",
