@@ -16,6 +16,8 @@ In a sweep the originals are the queries and all other items the partners; pairs
 the others, are not looked at. Where the index is an approximate one, it says first which pictures are worth a
 look (``pipeline.sweep``), and those are searched in the same way as a whole catalogue.
 
+A pruned search (``match.search``) of a scan compares what the index proposes for every garment, and no more.
+
 Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
 identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
 queries + block) beside ``max_pairs_per_item`` scores per picture.
@@ -30,7 +32,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +63,9 @@ from psnet.config import digest
 from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.similarity import normalise
 from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
+
+if TYPE_CHECKING:
+    from pipeline.garment_index import GarmentIndex
 
 BACKGROUND_FILE = "background.parquet"
 """In match/, see ``read_background``."""
@@ -98,14 +103,15 @@ def match(run: RunDirectory, settings: Settings) -> None:
     originals = ""
     if run.queries_path.exists():
         originals = inputs_digest(*pq.read_table(run.queries_path)["item_id"].to_pylist())
-    through_index = bool(originals) and not Manifest.read(run.index_dir).exact
+    approximate = (originals or settings.match.search == "pruned") and not Manifest.read(run.index_dir).exact
+    through_index, pruned = bool(approximate and originals), bool(approximate and not originals)
     inputs = inputs_digest(
         run.require("crawl"),
         run.require("extract"),
         originals,
         digest(settings.match, results_only=True),
         calibration.to_json(),
-        run.require("index") if through_index else "",
+        run.require("index") if approximate else "",
     )
     with run.stage("match", inputs, [run.pairs_path, run.match_dir / BACKGROUND_FILE]) as stage:
         if stage.finished:
@@ -128,7 +134,8 @@ def match(run: RunDirectory, settings: Settings) -> None:
             if not has_vectors(target):
                 write_vectors(target, shards, members.pictures)
             vectors = open_vectors(target)
-            search = Search(folder, settings, calibration, members.sides(vectors))
+            sides = members.sides(vectors)
+            search = Search(folder, settings, calibration, sides, run if pruned else None)
             search.run()
             _write_pairs(run.pairs_path, search, vectors, stage)
             write_atomically(run.match_dir / BACKGROUND_FILE, (folder / BACKGROUND_FILE).read_bytes())
@@ -143,7 +150,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 normalised_threshold=search.wanted.normalised_threshold,
                 blocks=len(search.blocks),
                 blocks_found=search.found,
-                exact=not through_index,
+                exact=not approximate,
             )
 
 
@@ -244,7 +251,8 @@ def _members(run: RunDirectory) -> Members:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker has to know of the search."""
+    """What a worker has to know of the search. ``index_of``: the run whose index names ``candidates``
+    partners of every garment, None: all pairs are compared."""
 
     target: Path
     scoring: str
@@ -254,6 +262,8 @@ class _Job:
     rank_by: str
     sample: np.ndarray
     quantile: float
+    index_of: Path | None
+    candidates: int
 
     def block(self, pictures: np.ndarray) -> Block:
         """The garments of these pictures (ascending), in memory."""
@@ -358,7 +368,9 @@ class Search:
         settings: Settings,
         calibration: Calibration,
         sides: Sides,
+        index_of: RunDirectory | None = None,
     ) -> None:
+        """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared."""
         self.folder = folder
         self.sides = sides
         self.calibration = calibration
@@ -382,6 +394,9 @@ class Search:
             for j in range(len(self._columns))
             if not sides.symmetric or i <= j
         ]
+        if index_of is not None:
+            self._columns = [partners]
+            self.blocks = [(i, 0) for i in range(len(self._rows))]
         # The blocks on the diagonal first: they touch every picture, and what they find spares the others
         # work.
         self.blocks.sort(key=lambda block: (abs(block[0] - block[1]), block))
@@ -395,6 +410,8 @@ class Search:
             rank_by=chosen.rank_by,
             sample=self._sample(chosen.background_size),
             quantile=chosen.background_quantile,
+            index_of=None if index_of is None else index_of.path.resolve(),
+            candidates=max(settings.index.candidates, chosen.best_k),
         )
 
     def path(self, i: int, j: int) -> Path:
@@ -468,7 +485,8 @@ class Search:
     def _task(self, block: tuple[int, int], known: _Known) -> tuple[Any, ...]:
         i, j = block
         rows, columns = self._rows[i], self._columns[j]
-        backward = known.floors(columns) if self.sides.symmetric and i != j else None
+        mutual = self.sides.symmetric and i != j and self.job.index_of is None
+        backward = known.floors(columns) if mutual else None
         return self.job, rows, columns, known.floors(rows), backward, self.path(i, j).resolve()
 
     def _read_block(self, block: tuple[int, int], known: _Known) -> None:
@@ -524,12 +542,51 @@ def _compute_block(
 ) -> None:
     """The task: one pair of blocks, committed as ``target``."""
     left = job.block(rows)
+    if job.index_of is not None:
+        _commit_block(target, [_through_index(job, left)])
+        return
     right = left if np.array_equal(rows, columns) else job.block(columns)
     with _one_thread():
         found = best_pairs(
             left, right, job.wanted, row_floors, column_floors, scoring=job.scoring, mirrored=job.mirrored
         )
     _commit_block(target, [side for side in found if side is not None])
+
+
+def _through_index(job: _Job, block: Block) -> Kept:
+    """The pairs that an index proposes for the pictures of a block, compared exactly."""
+    # FAISS is large, and an exact search does without it.
+    from pipeline.garment_index import Queries
+
+    assert job.index_of is not None
+    index = _opened_index(job.index_of)
+    vectors, starts = _opened(job.target)
+    known = vectors.sha256.take(starts)
+    mirrored = block.mirrored if job.mirrored else None
+    queries = Queries(block.features, block.presence, block.weights, mirrored)
+    # One more, since every garment finds itself.
+    found = index.candidates(queries, job.candidates + 1, scoring=job.scoring)
+    match_picture = np.empty(len(found.row), np.int64)
+    for number, shard in enumerate(index.shards):
+        here = found.shard == number
+        names = shard.vectors.sha256.take(found.row[here])
+        match_picture[here] = np.asarray(pc.fill_null(pc.index_in(names, value_set=known), -1))
+    query = np.searchsorted(block.starts, found.query, side="right") - 1
+    # An index may hold garments of added runs, which this search knows nothing of.
+    others = (match_picture >= 0) & (block.picture[query] != match_picture)
+    query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
+    partners = job.block(np.unique(match_picture))
+    place = np.searchsorted(partners.picture, match_picture)
+    return Kept(
+        rescore(block, partners, query, place, scoring=job.scoring, mirrored=job.mirrored), left_out=0
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _opened_index(path: Path) -> GarmentIndex:
+    from pipeline.garment_index import open_index
+
+    return open_index(RunDirectory(path))
 
 
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -78,6 +78,7 @@ class IndexSettings:
 class MatchSettings:
     """All pairs of the catalogue."""
 
+    search: Literal["exact", "pruned"] = "exact"
     scoring: Literal["best_regions", "weighted"] = "best_regions"
     mirrored: bool = True
     region_weights: dict[str, FiveNumbers] | None = bounded(None, 0.0)

@@ -46,9 +46,10 @@ def wilson_of_clusters(successes: np.ndarray, trials: np.ndarray) -> Estimate:
     """A share whose cases come in clusters that succeed or fail together, such as the pairs of one query.
 
     Wilson's interval at the effective number of cases: their number over the design effect, the variance of
-    the share between clusters over that of independent cases (Kish, "Survey Sampling", 1965; Korn and
-    Graubard, Survey Methodology 1998, do so with Clopper and Pearson's). Where no variance can be seen (all
-    or none succeed), a cluster counts as one case.
+    the share between clusters over that of independent cases (Kish, "Survey Sampling", 1965), and less for
+    the few clusters that this variance is known from (Korn and Graubard, Survey Methodology 1998, who do so
+    with Clopper and Pearson's interval). Where no variance can be seen (all or none succeed), a cluster
+    counts as one case.
 
     Args:
         successes, trials: (n,) of each cluster; clusters without a case say nothing.
@@ -69,8 +70,16 @@ def wilson_of_clusters(successes: np.ndarray, trials: np.ndarray) -> Estimate:
     if clusters > 1 and 0 < share < 1:
         spread = ((successes - share * trials) ** 2).sum() * clusters / (clusters - 1) / cases**2
         effective = min(cases, share * (1 - share) / spread) if spread else cases
+        effective *= (_Z / _student(clusters - 1)) ** 2
     low, high = _wilson(share, effective)
     return Estimate(float(share), low, high, int(cases))
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution (Cornish and Fisher's expansion; 1 % off from 4 degrees
+    of freedom on)."""
+    z = _Z
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _wilson(share: float, trials: float) -> tuple[float, float]:

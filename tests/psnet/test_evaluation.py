@@ -47,12 +47,12 @@ def test_wilson_as_in_the_textbook():
 def test_wilson_of_clusters_counts_clusters_where_they_fall_together():
     single = wilson_of_clusters(np.array([1] * 8 + [0] * 2), np.ones(10))
     assert (single.value, single.count) == (0.8, 10)
-    assert single.low == pytest.approx(wilson(8, 10).low, abs=0.03)
+    assert single.low == pytest.approx(wilson(8, 10).low, abs=0.08)
     together = wilson_of_clusters(np.array([20, 0, 20, 20, 0]), np.full(5, 20))
     apart = wilson_of_clusters(np.full(5, 12), np.full(5, 20))
     assert together.value == apart.value == 0.6
     assert together.high - together.low > 3 * (apart.high - apart.low)
-    assert apart.low == pytest.approx(wilson(60, 100).low)
+    assert wilson(60, 100).low - 0.05 < apart.low < wilson(60, 100).low
     # Nothing seen in five queries of twenty pairs is no more than nothing seen in five.
     assert wilson_of_clusters(np.zeros(5), np.full(5, 20)).high == pytest.approx(wilson(0, 5).high)
     assert math.isnan(wilson_of_clusters(np.zeros(3), np.zeros(3)).value)
