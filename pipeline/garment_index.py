@@ -6,7 +6,8 @@ products is the score wherever the best three cosines are positive, as they must
 but for what an approximate index loses, a query's best k with such scores are among the best k of its masked
 queries. What is found is compared again, exactly, from the features themselves.
 
-A flipped garment is found by the query's flipped picture: the index holds plain features only.
+A FAISS index holds plain features only, and finds flipped garments by the query's flipped picture. Region
+lists (``pipeline.region_lists``) hold both, and find them as they are scored.
 """
 
 from __future__ import annotations
@@ -272,22 +273,20 @@ class GarmentIndex:
         allowed: Sequence[np.ndarray] | None,
     ) -> Candidates:
         features, weights = self._template.reduce(queries.features), queries.weights
-        owner = np.arange(len(queries))
-        if queries.mirrored is not None:
-            features = np.concatenate([features, self._template.reduce(queries.mirrored)])
-            weights = np.concatenate([weights, mirrored_presence(weights)])
-            owner = np.concatenate([owner, owner])
         asked = nearest_lists(centroids, features, self.manifest.nprobe)
         may: list[np.ndarray | None] = [None] * len(self.shards)
         if allowed is not None:
             sizes = [len(shard.vectors) for shard in self.shards]
             may = [np.isin(np.arange(n), rows) for n, rows in zip(sizes, allowed, strict=True)]
         lists = [shard.lists for shard in self.shards if shard.lists is not None]
-        value, number = scan_lists(lists, features, weights, asked, k, scoring=scoring, allowed=may)
+        mirrored = queries.mirrored is not None
+        value, number = scan_lists(
+            lists, features, weights, asked, k, scoring=scoring, mirrored=mirrored, allowed=may
+        )
         ends = np.cumsum([len(shard.vectors) for shard in self.shards])
         shard = np.searchsorted(ends, number, side="right")
         row = np.where(number < 0, -1, number - np.concatenate([[0], ends])[shard])
-        return Candidates(*_best_of_each(owner, value, shard, row, k))
+        return Candidates(*_best_of_each(np.arange(len(queries)), value, shard, row, k))
 
     def _vectors(self, queries: Queries, scoring: str) -> tuple[np.ndarray, np.ndarray]:
         reduced = self._template.reduce(queries.features)

@@ -350,8 +350,12 @@ def _fill_shard(folder: Path, manifest: Manifest, name: str, group: Sequence[_So
     suffixes: tuple[str, ...] = VECTOR_SUFFIXES
     batches = range(0, len(vectors), _ROWS_ADDED_AT_ONCE)
     if template.centroids is not None:
-        parts = [template.reduce(vectors.features[at : at + _ROWS_ADDED_AT_ONCE]) for at in batches]
-        write_lists(target, np.concatenate(parts).astype(np.float16), template.centroids)
+        parts = [
+            template.reduce(side[at : at + _ROWS_ADDED_AT_ONCE]).astype(np.float16)
+            for side in (vectors.features, vectors.mirrored)
+            for at in batches
+        ]
+        write_lists(target, np.concatenate(parts), template.centroids)
         suffixes += region_lists.SUFFIXES
     else:
         for at in batches:

@@ -5,8 +5,9 @@ puts such a copy wherever its changed regions belong: among 256 lists, looking i
 % of the copies with two changed regions. Lists of single regions hold it in three places where it is looked
 for: looking into one list in 64 finds all of them (shipped features, ``benchmarks/INDEX.md``).
 
-    shard-KEY.reduced.npy   (n, 5, d') float16, the reduced region vectors
-    shard-KEY.order.npy     (5, n) int32, rows list by list; -1 behind them: the region cannot be seen
+    shard-KEY.reduced.npy   (2 n, 5, d') float16, the reduced region vectors; the garments, then their flipped
+                            pictures
+    shard-KEY.order.npy     (5, 2 n) int32, those rows list by list; -1 behind them: the region cannot be seen
     shard-KEY.bounds.npy    (5, nlist + 1) int64, where each list starts in ``order``
 
 Many queries are answered list by list, as faiss's ``contrib.big_batch_search`` does: those that look into a
@@ -49,10 +50,11 @@ class RegionLists:
         return cls(*(np.load(target.with_name(target.name + suffix), mmap_mode="r") for suffix in SUFFIXES))
 
     def __len__(self) -> int:
-        return len(self.reduced)
+        """Number of garments."""
+        return len(self.reduced) // 2
 
     def rows(self, region: int, number: int) -> np.ndarray:
-        """Rows of one list."""
+        """Rows of one list, from the number of garments on of their flipped pictures."""
         start, stop = self.bounds[region, number : number + 2]
         return np.asarray(self.order[region, start:stop])
 
@@ -79,7 +81,7 @@ def train_centroids(reduced: np.ndarray, lists: int) -> np.ndarray:
 
 
 def write_lists(target: Path, reduced: np.ndarray, centroids: np.ndarray) -> None:
-    """The files of one shard; ``reduced``: (n, 5, d') of any float type."""
+    """The files of one shard; ``reduced``: (2 n, 5, d') of any float type, the flipped pictures last."""
     lists = centroids.shape[1]
     order = np.full((NUM_REGIONS, len(reduced)), -1, np.int32)
     bounds = np.zeros((NUM_REGIONS, lists + 1), np.int64)
@@ -123,20 +125,23 @@ def scan_lists(
     k: int,
     *,
     scoring: str,
+    mirrored: bool,
     allowed: Sequence[np.ndarray | None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Among a query's lists the garments that score best: scores and numbers, (m, 5 k) each, not sorted; at
+    """Among a query's lists the garments that score best: scores and numbers, (m, 10 k) each, not sorted; at
     least ``k`` different ones where there are so many, -1 behind the last.
 
     Args:
         shards: of the same lists; a garment's number counts on from shard to shard.
         features: (m, 5, d') float32; weights: (m, 5). lists: (5, m, nprobe), see ``nearest_lists``.
-        allowed: per shard (garments,) bool, which may be found; None: all.
+        mirrored: whether flipped pictures count. allowed: per shard (garments,) bool, which may be found;
+        None:
+            all.
 
     Memory O(m k) + one list.
     """
-    # A garment is met once in every region's list that it shares with the query.
-    heap = faiss.ResultHeap(len(features), NUM_REGIONS * k, keep_max=True)
+    # A garment may be met once in each region's lists, and so may its flipped picture.
+    heap = faiss.ResultHeap(len(features), 2 * NUM_REGIONS * k, keep_max=True)
     starts = np.concatenate([[0], np.cumsum([len(shard) for shard in shards])])
     for region in range(NUM_REGIONS):
         order = np.argsort(lists[region].ravel(), kind="stable")
@@ -145,7 +150,7 @@ def scan_lists(
         for number, queries in zip(numbers.tolist(), np.split(owner, firsts[1:]), strict=True):
             if number < 0:
                 continue
-            found, members = _members(shards, starts, region, number, allowed)
+            found, members = _members(shards, starts, region, number, mirrored, allowed)
             if len(found):
                 scores = _scores(features[queries], members, weights[queries], scoring)
                 heap.add_result_subset(queries, scores, found)
@@ -157,15 +162,18 @@ def _members(
     starts: np.ndarray,
     region: int,
     number: int,
+    mirrored: bool,
     allowed: Sequence[np.ndarray | None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and vectors of a list's garments in all shards."""
     found, vectors = [], []
     for start, shard, may in zip(starts, shards, allowed, strict=False):
         rows = shard.rows(region, number)
+        if not mirrored:
+            rows = rows[rows < len(shard)]
         if may is not None:
-            rows = rows[may[rows]]
-        found.append(start + rows)
+            rows = rows[may[rows % len(shard)]]
+        found.append(start + rows % max(len(shard), 1))
         vectors.append(shard.reduced[rows])
     return np.concatenate(found), np.concatenate(vectors).astype(np.float32)
 
