@@ -100,8 +100,8 @@ class Manifest:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is missed by a search of the index."""
-        return self.factory in ("", EXACT)
+        """Whether comparing everything gives what the index gives, and nothing is missed."""
+        return self.factory in ("", EXACT) and not self.dropped
 
 
 def _files(values: dict[str, dict[str, Any]]) -> dict[str, File]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from pipeline.crawl import crawl
 from pipeline.errors import UserError
 from pipeline.extract import extract
 from pipeline.index import build_index
-from pipeline.index_manifest import MANIFEST
+from pipeline.index_manifest import MANIFEST, Manifest, indexed_runs
 from pipeline.judge import judge
 from pipeline.match import match
 from pipeline.report import report
@@ -54,14 +54,15 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
     """
     queries = read_catalogue(originals)
     earlier = _earlier_run(against)
-    others = read_catalogue(against) if earlier is None else _fetched_items(earlier)
+    sources = [] if earlier is None else _with_added(earlier)
+    others = _all_items(sources) if sources else read_catalogue(against)
     items = _joined(queries, others)
     run = begin_run(out, settings, originals, catalogue_digest(items), against)
     with run.lock():
         run.queries_path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(queries.select(["item_id"]), run.queries_path)
-        if earlier is not None:
-            take_over(earlier, run)
+        for source in sources:
+            take_over(source, run)
         crawl(run, items, settings)
         _screen(run, settings)
     return run
@@ -84,6 +85,19 @@ def _earlier_run(path: AnyPath) -> RunDirectory | None:
         raise UserError(f"{run.path}: is a sweep; name the scan or the catalogue it was run against")
     run.require("extract")
     return run
+
+
+def _with_added(run: RunDirectory) -> list[RunDirectory]:
+    """The scan and the runs whose garments were added to its index."""
+    return indexed_runs(run, Manifest.read(run.index_dir)) if (run.index_dir / MANIFEST).exists() else [run]
+
+
+def _all_items(runs: Sequence[RunDirectory]) -> pa.Table:
+    """The items of all runs; one that several runs know counts as the first one's."""
+    items = _fetched_items(runs[0])
+    for run in runs[1:]:
+        items = _joined(items, _fetched_items(run))
+    return items
 
 
 def _fetched_items(run: RunDirectory) -> pa.Table:
