@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.audit import in_words
 from pipeline.garment_index import as_queries, open_index
 from pipeline.index import build_index
 from pipeline.index_manifest import Manifest
 from pipeline.match import match
+from pipeline.missed import in_words
 from pipeline.rundir import RunDirectory
 from pipeline.scan import take_over
 from pipeline.schema import ITEM_SCHEMA, garment_schema, pack_features, pack_presence

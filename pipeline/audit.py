@@ -18,12 +18,10 @@ import pyarrow as pa
 from pipeline.calibration import load_calibration
 from pipeline.garment_index import Candidates, GarmentIndex, Queries, as_queries, open_shards
 from pipeline.index_manifest import Manifest
+from pipeline.missed import BEST
 from pipeline.settings import Settings
 from psnet.evaluation.intervals import Estimate, wilson_of_clusters
 from psnet.similarity import compare_block
-
-BEST = 20
-"""Partners of a query that count as listed."""
 
 _SEED = 0
 # Garments compared at once, with all of the sample: an array of (queries, so many, 5) float32.
@@ -107,22 +105,6 @@ def _as_json(share: Estimate) -> dict[str, float | int | None]:
         "high": round(share.high, 6),
         "pairs": share.count,
     }
-
-
-def in_words(missed: dict[str, Any]) -> str:
-    """What ``audit`` found, as one line for people; "" where nothing was asked."""
-    if not missed:
-        return ""
-    names = {f"best_{BEST}": f"the {BEST} best partners", "suspects": "suspicious pairs"}
-    parts = []
-    for key, name in names.items():
-        share = missed[key]
-        if not share["pairs"]:
-            parts.append(f"no {name} to count")
-            continue
-        interval = f"{share['low']:.2%} to {share['high']:.2%}, {share['pairs']:,} pairs"
-        parts.append(f"{share['share']:.2%} of {name} ({interval})")
-    return f"Missed by the index, estimated on {missed['queries']:,} garments: {'; '.join(parts)}"
 
 
 def exact_pairs(

@@ -578,7 +578,7 @@ def _summarise(run: RunDirectory) -> None:
     for name in ("index", "match"):
         missed = record.get("stages", {}).get(name, {}).get("missed")
         if missed:
-            from pipeline.audit import in_words
+            from pipeline.missed import in_words
 
             print(in_words(missed))
     if record.get("stages", {}).get("judge", {}).get("done"):

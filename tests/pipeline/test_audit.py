@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.audit import BEST, audit, exact_pairs, in_words
+from pipeline.audit import audit, exact_pairs
 from pipeline.garment_index import GarmentIndex, Queries, as_queries, open_index
 from pipeline.index import build_index
+from pipeline.missed import BEST, in_words
 from pipeline.settings import load_settings
 from psnet.similarity import compare_block, equal_weights
 from tests.pipeline.synthetic_garments import catalogue, plain_items, write_run

@@ -357,3 +357,22 @@ def test_reduction_keeps_what_the_features_have(tmp_path):
     np.testing.assert_allclose(
         np.einsum("ird,jrd->ijr", reduced, reduced), np.einsum("ird,jrd->ijr", features, features), atol=2e-3
     )
+
+
+def test_a_sweep_sees_the_runs_that_were_added(tmp_path, source):
+    from pipeline.scan import _all_items, _with_added
+
+    run = write_run(tmp_path / "run", source, plain_items(200))
+    more = catalogue(30, dim=24, seed=9)
+    more.picture += 1000
+    items = [{**item, "item_id": f"new {item['item_id']}"} for item in plain_items(30)]
+    other = write_run(tmp_path / "other", more, items + plain_items(1))
+    assert [one.path for one in _with_added(run)] == [run.path]  # it has no index yet
+    build_index(run, settings(), add=[other.path])
+    sources = _with_added(run)
+    assert [one.path.resolve() for one in sources] == [run.path.resolve(), other.path.resolve()]
+    names = _all_items(sources)["item_id"].to_pylist()
+    assert len(names) == len(set(names)) == 230
+    shutil.rmtree(other.path)
+    with pytest.raises(UserError, match=r"other: no such run directory"):
+        _with_added(run)
