@@ -242,15 +242,18 @@ class GarmentIndex:
         *,
         scoring: str = "best_regions",
         allowed: Sequence[np.ndarray] | None = None,
+        deeper: int = 1,
     ) -> Candidates:
         """The ``k`` garments of each query that come out best by the index's own reckoning.
 
         Args:
-            allowed: per shard the rows to choose from; None: all.
+            allowed: per shard the rows to choose from; None: all. deeper: look into so many times the usual
+            number
+                of region lists.
         """
         centroids = self._template.centroids
         if centroids is not None:
-            return self._from_lists(centroids, queries, k, scoring, allowed)
+            return self._from_lists(centroids, queries, k, scoring, allowed, deeper)
         selected = [
             None if allowed is None else _Rows(len(shard.vectors), allowed[n])
             for n, shard in enumerate(self.shards)
@@ -271,9 +274,11 @@ class GarmentIndex:
         k: int,
         scoring: str,
         allowed: Sequence[np.ndarray] | None,
+        deeper: int,
     ) -> Candidates:
         features, weights = self._template.reduce(queries.features), queries.weights
-        asked = nearest_lists(centroids, features, self.manifest.nprobe)
+        nprobe = min(deeper * self.manifest.nprobe, centroids.shape[1])
+        asked = nearest_lists(centroids, features, nprobe)
         may: list[np.ndarray | None] = [None] * len(self.shards)
         if allowed is not None:
             sizes = [len(shard.vectors) for shard in self.shards]

@@ -72,6 +72,8 @@ BACKGROUND_FILE = "background.parquet"
 
 # Garments in one task for their levels. No setting: nothing that shapes a product may differ between runs.
 _LEVELS_AT_ONCE = 4096
+# The usual lists hold all copies; a garment's twenty best, most of them strangers, want more (0.99 of them).
+_DEEPER = 4
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
 _TASK_RETRIES = 5
 
@@ -263,7 +265,9 @@ class _Job:
     sample: np.ndarray
     quantile: float
     index_of: Path | None
+    index_digest: str
     candidates: int
+    deeper: int
 
     def block(self, pictures: np.ndarray) -> Block:
         """The garments of these pictures (ascending), in memory."""
@@ -411,7 +415,9 @@ class Search:
             sample=self._sample(chosen.background_size),
             quantile=chosen.background_quantile,
             index_of=None if index_of is None else index_of.path.resolve(),
+            index_digest="" if index_of is None else index_of.require("index"),
             candidates=max(settings.index.candidates, chosen.best_k),
+            deeper=1 if settings.index.nprobe else _DEEPER,
         )
 
     def path(self, i: int, j: int) -> Path:
@@ -559,13 +565,13 @@ def _through_index(job: _Job, block: Block) -> Kept:
     from pipeline.garment_index import Queries
 
     assert job.index_of is not None
-    index = _opened_index(job.index_of)
+    index = _opened_index(job.index_of, job.index_digest)
     vectors, starts = _opened(job.target)
     known = vectors.sha256.take(starts)
     mirrored = block.mirrored if job.mirrored else None
     queries = Queries(block.features, block.presence, block.weights, mirrored)
     # One more, since every garment finds itself.
-    found = index.candidates(queries, job.candidates + 1, scoring=job.scoring)
+    found = index.candidates(queries, job.candidates + 1, scoring=job.scoring, deeper=job.deeper)
     match_picture = np.empty(len(found.row), np.int64)
     for number, shard in enumerate(index.shards):
         here = found.shard == number
@@ -583,7 +589,8 @@ def _through_index(job: _Job, block: Block) -> Kept:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened_index(path: Path) -> GarmentIndex:
+def _opened_index(path: Path, digest: str) -> GarmentIndex:
+    """``digest`` tells an index that was built anew, which a worker must not take for the one it has open."""
     from pipeline.garment_index import open_index
 
     return open_index(RunDirectory(path))
