@@ -66,15 +66,19 @@ class ExtractSettings:
 class IndexSettings:
     """FAISS shards over the garments."""
 
-    factory: str = "Flat"
+    factory: str = "auto"
+    region_dim: int = bounded(0, 0)
     shard_size: int = bounded(100_000, 1, result=False)
-    nprobe: int = bounded(16, 1)
+    nprobe: int = bounded(0, 0)
+    candidates: int = bounded(100, 1)
+    audit_queries: int = bounded(200, 0)
 
 
 @dataclass(frozen=True)
 class MatchSettings:
     """All pairs of the catalogue."""
 
+    search: Literal["exact", "pruned"] = "exact"
     scoring: Literal["best_regions", "weighted"] = "best_regions"
     mirrored: bool = True
     region_weights: dict[str, FiveNumbers] | None = bounded(None, 0.0)
