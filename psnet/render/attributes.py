@@ -6,6 +6,7 @@ The design's own parameters are the labels: what a designer chose, not what some
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ DATASET = "Rendered"
 SPLITS = ("train", "valid", "test")
 # Small photographs, as the network sees garments small.
 SIZE = (240, 320)
-# Of the held-out images as many are queries, the others candidates; as in the authors' splits.
-_QUERY_SHARE = 0.2
+# Of a value's held-out images as many are queries and the others candidates, as in the authors' splits; but
+# no value is asked more often than so, or an attribute most garments lack would be about nothing else.
+_QUERY_SHARE, _MOST_QUERIES = 0.2, 24
 
 
 @dataclass(frozen=True)
@@ -170,17 +172,27 @@ def write_attributes(
                 ],
             )
             continue
-        asked = np.random.default_rng((seed, split)).permutation(len(labels)) < _QUERY_SHARE * len(labels)
+        asked = draw_queries(np.array(labels), np.random.default_rng((seed, split)))
         for kind, wanted in (("query", True), ("candidate", False)):
             rows = [
-                f"{i} {a} {v}"
-                for i, values in enumerate(labels)
-                if asked[i] == wanted
-                for a, v in enumerate(values)
+                f"{i} {a} {labels[i][a]}"
+                for a in range(len(meta.names))
+                for i in range(len(labels))
+                if asked[i, a] == wanted
             ]
             _write_lines(folder / f"{kind}_{name}.txt", rows)
     write_meta(out, meta)
     return out
+
+
+def draw_queries(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which images (n, attributes) are asked for which attribute; the others are candidates."""
+    asked = np.zeros(labels.shape, bool)
+    for a in range(labels.shape[1]):
+        for value in np.unique(labels[:, a]):
+            members = rng.permutation(np.flatnonzero(labels[:, a] == value))
+            asked[members[: min(math.ceil(_QUERY_SHARE * len(members)), _MOST_QUERIES)], a] = True
+    return asked
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
