@@ -376,6 +376,7 @@ for _part, _what in (
     ("plagiarism", "Verdicts, confusion by number of modified regions, leakage."),
     ("ablation", "All variants and baselines side by side."),
     ("pictures", "Landmarks, attention, region weights, curves and retrieval rows."),
+    ("asen", "mAP per attribute against baselines and ablations, attention, pictures."),
 ):
     _measuring(_part, _what)
 

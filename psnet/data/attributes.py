@@ -136,12 +136,12 @@ def read_training(root: Path, dataset: str, *, skip_missing: bool = False) -> At
     paths, present = _read_paths(root, dataset, "train", skip_missing)
     labels = np.full((len(paths), len(meta.names)), UNLABELLED, np.int64)
     path = root / dataset / "label_train.txt"
-    for place, numbers in _read_numbers(path):
+    for place, numbers in read_numbers(path):
         if len(numbers) % 2 == 0:
             raise AttributeDataError(
                 f"{place}: {len(numbers)} numbers; needed: index, then attribute and value"
             )
-        _check_index(place, numbers[0], len(paths))
+        check_index(place, numbers[0], len(paths))
         for attribute, value in zip(numbers[1::2], numbers[2::2], strict=True):
             _check_label(place, meta, attribute, value)
             labels[numbers[0], attribute] = value
@@ -161,11 +161,11 @@ def read_ranking(root: Path, dataset: str, split: str, *, skip_missing: bool = F
     found = []
     for kind in ("query", "candidate"):
         rows = []
-        for place, numbers in _read_numbers(root / dataset / f"{kind}_{split}.txt"):
+        for place, numbers in read_numbers(root / dataset / f"{kind}_{split}.txt"):
             if len(numbers) != 3:
                 raise AttributeDataError(f"{place}: {len(numbers)} numbers; needed: index, attribute, value")
             index, attribute, value = numbers
-            _check_index(place, index, len(paths))
+            check_index(place, index, len(paths))
             _check_label(place, meta, attribute, value)
             if present[index]:
                 rows.append(numbers)
@@ -180,7 +180,7 @@ def _read_paths(
 ) -> tuple[tuple[Path, ...], np.ndarray]:
     folder = root / dataset
     path = folder / f"filenames_{split}.txt"
-    paths = tuple(folder / line for _, line in _read_lines(path))
+    paths = tuple(folder / line for _, line in read_lines(path))
     present = np.array([p.is_file() for p in paths], bool)
     if not present.all() and not skip_missing:
         raise AttributeDataError(
@@ -190,8 +190,8 @@ def _read_paths(
     return paths, present
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """File and line number, and the line; empty ones are left out."""
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """File and line number, and the line; empty ones are left out. Raises AttributeDataError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -201,15 +201,17 @@ def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {number}", line.strip()
 
 
-def _read_numbers(path: Path) -> Iterator[tuple[str, list[int]]]:
-    for place, line in _read_lines(path):
+def read_numbers(path: Path) -> Iterator[tuple[str, list[int]]]:
+    """File and line number, and the line's whole numbers. Raises AttributeDataError."""
+    for place, line in read_lines(path):
         try:
             yield place, [int(word) for word in line.split()]
         except ValueError:
             raise AttributeDataError(f"{place}: {line[:60]!r} are not whole numbers") from None
 
 
-def _check_index(place: str, index: int, count: int) -> None:
+def check_index(place: str, index: int, count: int) -> None:
+    """Raises AttributeDataError for an image that the list does not have."""
     if not 0 <= index < count:
         raise AttributeDataError(f"{place}: image {index}, but the list has {count} (counted from 0)")
 
@@ -228,7 +230,7 @@ def _read_region_boxes(root: Path, dataset: str, split: str, count: int) -> np.n
     if not path.is_file():
         return None
     rows = []
-    for place, line in _read_lines(path):
+    for place, line in read_lines(path):
         try:
             rows.append(read_regions(json.loads(line)))
         except (ValueError, TypeError, AttributeError) as error:

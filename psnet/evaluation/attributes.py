@@ -53,16 +53,23 @@ def embed_images(
     return np.concatenate(out)
 
 
+def embed_some(
+    model: AttributeNetwork, paths: Sequence[Path], used: np.ndarray, precision: str = "float32"
+) -> np.ndarray:
+    """Embeddings of the images ``used`` (k,) of ``paths``, (images, attributes, channels); zero for the
+    others."""
+    found = embed_images(model, (read_square(paths[i], model.config) for i in used), precision)
+    out = np.zeros((len(paths), *found.shape[1:]), np.float32)
+    out[used] = found
+    return out
+
+
 def embed_ranking(
     model: AttributeNetwork, ranking: AttributeRanking, precision: str = "float32"
 ) -> np.ndarray:
-    """Embeddings of all images that are a query or a candidate, (images, attributes, channels); zero for the
-    others."""
+    """`embed_some` of all images that are a query or a candidate."""
     used = np.unique(np.concatenate([ranking.queries[:, 0], ranking.candidates[:, 0]]))
-    found = embed_images(model, (read_square(ranking.images.paths[i], model.config) for i in used), precision)
-    out = np.zeros((len(ranking.images.paths), *found.shape[1:]), np.float32)
-    out[used] = found
-    return out
+    return embed_some(model, ranking.images.paths, used, precision)
 
 
 @dataclass(frozen=True)

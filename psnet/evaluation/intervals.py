@@ -62,12 +62,14 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estim
     return Estimate(float(array.mean()), float(low), float(high), len(array))
 
 
-def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> Estimate:
+def bootstrap_ratio(
+    sums: np.ndarray, counts: np.ndarray, seed: int = 0, cases: int | None = None
+) -> Estimate:
     """Σ sums / Σ counts over independent clusters (photographs, each with several cases), percentile
     bootstrap over the clusters.
 
     Args:
-        sums, counts: (clusters,); the estimate's ``count`` is Σ counts.
+        sums, counts: (clusters,). cases: the estimate's ``count``, None: Σ counts.
     """
     sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
     if not counts.sum():
@@ -76,9 +78,10 @@ def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> Esti
     ratios = []
     for _ in range(RESAMPLES // _CHUNK):
         drawn = rng.integers(len(sums), size=(_CHUNK, len(sums)))
-        ratios.append(sums[drawn].sum(1) / np.maximum(counts[drawn].sum(1), 1))
+        ratios.append(sums[drawn].sum(1) / np.maximum(counts[drawn].sum(1), np.finfo(float).tiny))
     low, high = np.quantile(np.concatenate(ratios), (0.025, 0.975))
-    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
+    count = int(counts.sum()) if cases is None else cases
+    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), count)
 
 
 def bootstrap_median(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,94 +19,14 @@ import torchvision
 from torch import Tensor, nn
 
 from psnet.asen import AnySize, AsenConfig, AttributeNetwork, AttributeOutput, ResNetTrunk, build_asen
+from psnet.asen_attention import attention_inside
 from psnet.asen_weights import save_asen
 from psnet.config import ConfigError
-from psnet.crops import cut, whole_frame
-from psnet.data.attributes import (
-    UNLABELLED,
-    AttributeDataError,
-    AttributeImages,
-    AttributeRanking,
-    read_attribute_image,
-    read_ranking,
-    read_training,
-)
-from psnet.evaluation.attributes import (
-    agreement_thresholds,
-    embed_ranking,
-    mean_average_precision,
-    score_ranking,
-)
+from psnet.data.attributes import UNLABELLED, AttributeMeta
+from psnet.train.asen_data import ROLES, AttributeData, TripletSamples, load_data
 from psnet.train.asen_settings import AsenSettings, Method, read_methods
 from psnet.train.loop import fit
 from psnet.weights import load_psnet
-
-ROLES = 3  # anchor, positive, negative
-
-
-class TripletSamples:
-    """Image ``index`` of a run: role ``index % 3`` (anchor, positive, negative) of triplet ``index // 3``.
-
-    ``image`` (3, side, side) uint8; ``attribute`` that the triplet is about; ``labels`` (attributes,) of the
-    image, -1 where unknown; ``regions`` (5, 4) xyxy as shares of the image, NaN where absent or unknown.
-    """
-
-    def __init__(self, images: AttributeImages, config: AsenConfig, seed: int, augment: float = 0.0) -> None:
-        self.images, self.config, self.seed, self.augment = images, config, seed, augment
-        # Per attribute, the images of each value that has at least two (an anchor needs a positive).
-        self.members = [
-            [m for v in range(len(values)) if len(m := np.flatnonzero(images.labels[:, a] == v)) > 1]
-            for a, values in enumerate(images.meta.values)
-        ]
-        self.usable = [a for a, members in enumerate(self.members) if len(members) > 1]
-        if not self.usable:
-            raise AttributeDataError(
-                f"{images.meta.dataset}: no attribute has two values with two images each; triplets need that"
-            )
-
-    def triplet(self, number: int) -> tuple[int, int, int, int]:
-        """Attribute, anchor, positive and negative image; depends on (seed, number) alone."""
-        rng = np.random.default_rng((self.seed, number))
-        attribute = self.usable[int(rng.integers(len(self.usable)))]
-        members = self.members[attribute]
-        same, other = rng.choice(len(members), 2, replace=False)
-        anchor, positive = rng.choice(members[same], 2, replace=False)
-        return attribute, int(anchor), int(positive), int(rng.choice(members[other]))
-
-    def sample(self, index: int) -> dict[str, Tensor]:
-        attribute, *images = self.triplet(index // ROLES)
-        image = images[index % ROLES]
-        rng = np.random.default_rng((self.seed, 1, index))
-        pixels, regions = self._read(image, rng)
-        return {
-            "image": torch.from_numpy(pixels),
-            "attribute": torch.tensor(attribute),
-            "labels": torch.from_numpy(self.images.labels[image]),
-            "regions": torch.from_numpy(regions),
-        }
-
-    def _read(self, image: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        picture = read_attribute_image(self.images.paths[image])
-        frame = whole_frame(*picture.size, self.config.fit)
-        size = np.tile(frame[2:] - frame[:2], 2)
-        if self.augment:
-            # Boxes that a detector finds miss the garment's by a little.
-            frame = frame + rng.uniform(-0.5, 0.5, 4) * self.augment * size
-            frame = np.clip(frame, 0, [picture.width, picture.height] * 2)
-            size = np.tile(np.maximum(frame[2:] - frame[:2], 2), 2)
-        pixels = cut(picture, frame, self.config.side)
-        if self.augment:
-            light = np.exp(rng.normal(0, self.augment, 3) * 0.5 + rng.normal(0, self.augment))
-            pixels = np.clip(pixels * light, 0, 255).astype(np.uint8)
-        boxes = self.images.region_boxes
-        regions = np.full((5, 4), np.nan) if boxes is None else boxes[image]
-        regions = ((regions - np.tile(frame[:2], 2)) / size).astype(np.float32)
-        if rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-            regions = np.stack([1 - regions[:, 2], regions[:, 1], 1 - regions[:, 0], regions[:, 3]], 1)[
-                [0, 2, 1, 3, 4]
-            ]
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), np.ascontiguousarray(regions)
 
 
 def attribute_loss(
@@ -167,34 +88,8 @@ def batch_triplets(embeddings: Tensor, labels: Tensor, margin: float) -> Tensor:
     return torch.stack(losses).mean() if losses else embeddings.sum() * 0
 
 
-def attention_inside(attention: Tensor, regions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of an attribute's attention lies in its regions.
-
-    attention (n, attributes, h, w), regions (n, 5, 4) as shares of the image, mask (attributes, 5) -> share
-    (n, attributes) and whether the image has any region of the attribute.
-    """
-    cover, there = _cover(regions, *attention.shape[-2:])
-    # Regions overlap: what lies in two of them counts once.
-    joined = torch.einsum("nrhw,ar->narhw", cover, mask.to(cover.dtype)).amax(2)
-    return (joined * attention).sum((-2, -1)), (there[:, None] & mask).any(-1)
-
-
-def _cover(regions: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Share of each cell of an h × w grid that a region covers, (n, 5, h, w), and whether it is there."""
-    there = ~torch.isnan(regions[..., 0])
-    x0, y0, x1, y1 = torch.nan_to_num(regions).unbind(-1)
-    columns = torch.arange(w, device=regions.device)
-    rows = torch.arange(h, device=regions.device)
-    across = (
-        torch.minimum(x1[..., None] * w, columns + 1) - torch.maximum(x0[..., None] * w, columns)
-    ).clamp(0, 1)
-    down = (torch.minimum(y1[..., None] * h, rows + 1) - torch.maximum(y0[..., None] * h, rows)).clamp(0, 1)
-    return down[..., :, None] * across[..., None, :] * there[..., None, None], there
-
-
-def network_config(settings: AsenSettings, method: Method, images: AttributeImages) -> AsenConfig:
+def network_config(settings: AsenSettings, method: Method, meta: AttributeMeta) -> AsenConfig:
     """The configuration of one of the networks that ``settings`` compares."""
-    meta = images.meta
     return AsenConfig(
         method=method.method,
         trunk=settings.trunk,
@@ -210,49 +105,36 @@ def network_config(settings: AsenSettings, method: Method, images: AttributeImag
 
 
 def train_asen(settings: AsenSettings) -> None:
-    """Train the methods that ``settings`` names, one after another, each into OUT/NAME, where a method that
-    is done is left as it is.
+    """Train the methods that ``settings`` names, one after another, each into OUT/NAME.
 
     Raises:
         ValueError: a mistake in the settings or the data, one line.
     """
     methods = read_methods(settings)
-    images = read_training(Path(settings.root), settings.dataset, skip_missing=settings.skip_missing)
-    held = read_ranking(Path(settings.root), settings.dataset, "valid", skip_missing=settings.skip_missing)
+    data = load_data(settings)
     for name, method in methods.items():
         print(f"{name}: {method}", flush=True)
-        _train_method(settings, name, method, images, held)
+        _train_method(settings, name, method, data)
 
 
-def _train_method(
-    settings: AsenSettings, name: str, method: Method, images: AttributeImages, held: AttributeRanking
-) -> None:
+def _train_method(settings: AsenSettings, name: str, method: Method, data: AttributeData) -> None:
     torch.manual_seed(settings.seed)
-    config = network_config(settings, method, images)
+    meta = data.images.meta
+    config = network_config(settings, method, meta)
     model = build_asen(config)
     start_trunk(model, settings)
-    out = Path(settings.out) / name
     loop = replace(settings.loop, device=settings.device, precision=settings.precision, seed=settings.seed)
 
     def figures(network: nn.Module) -> dict[str, float]:
-        assert isinstance(network, AttributeNetwork)
-        scores = score_ranking(held, embed_ranking(network, held, settings.precision))
-        return {"mAP": mean_average_precision(scores), "triplets": float(scores.triplets.mean())}
+        return data.figures(cast(AttributeNetwork, network), settings.precision)
 
-    trained = fit(
-        model,
-        TripletSamples(images, config, settings.seed, settings.augment),
-        attribute_loss(settings, method, images.meta.region_mask()),
-        out,
-        loop,
-        figures,
+    out = Path(settings.out) / name
+    samples = TripletSamples(
+        data.images, data.triplets(settings.seed), config, settings.seed, settings.augment
     )
-    assert isinstance(trained, AttributeNetwork)
-    thresholds = agreement_thresholds(
-        held, embed_ranking(trained, held, settings.precision), config.attributes
-    )
-    provenance = {"dataset": settings.dataset, "steps": loop.steps, "seed": settings.seed, **figures(trained)}
-    save_asen(trained, out, thresholds, provenance)
+    fit(model, samples, attribute_loss(settings, method, meta.region_mask()), out, loop, figures)
+    provenance = {"dataset": settings.dataset, "steps": loop.steps, "seed": settings.seed, **figures(model)}
+    save_asen(model, out, data.thresholds(model, settings.precision), provenance)
 
 
 def start_trunk(model: AttributeNetwork, settings: AsenSettings) -> None:
