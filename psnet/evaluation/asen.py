@@ -249,6 +249,12 @@ def measure_asen(settings: AsenSettings) -> list[Table]:
         ValueError: a mistake in the settings or the data, one line.
     """
     session = AsenSession(settings)
+    steps = {name: read_asen(session.folder(name))["provenance"].get("steps") for name in session.order}
+    if len(set(steps.values())) > 1:
+        unequal = ", ".join(f"{name} {count}" for name, count in steps.items())
+        raise ConfigError(
+            f"out: the methods were not trained equally long ({unequal} steps); train them again"
+        )
     if settings.dataset == zappos.DATASET:
         tables = triplet_tables(session)
     else:
@@ -258,11 +264,5 @@ def measure_asen(settings: AsenSettings) -> list[Table]:
         if settings.pictures:
             files = [(str(path),) for path in draw_pictures(session, Path(settings.pictures))]
             tables.append(Table("Pictures", "", ("file",), tuple(files)))
-    steps = {name: read_asen(session.folder(name))["provenance"].get("steps") for name in session.order}
-    if len(set(steps.values())) > 1:
-        unequal = ", ".join(f"{name} {count}" for name, count in steps.items())
-        raise ConfigError(
-            f"out: the methods were not trained equally long ({unequal} steps); train them again"
-        )
     write_tables(Path(settings.out) / "asen.json", tables, session.fingerprint)
     return tables

@@ -27,8 +27,16 @@ META = AttributeMeta(
     (("red", "green", "blue"),) * 2,
     {"upper": ("collar",), "lower": ("waist",)},
 )
-SMALL = ["trunk=resnet10t", "channels=16", "hidden=8", "side=64", "start=random", "fit=stretch"]
-LOOP = "loop={steps: 30, batch: 18, learning_rate: 5e-3, warmup: 2, average: 0.5, checkpoint_every: 10, workers: 0}"
+SMALL = [
+    "trunk=resnet10t",
+    "channels=16",
+    "hidden=8",
+    "side=64",
+    "start=random",
+    "fit=stretch",
+    "loop.workers=0",
+]
+LOOP = "loop={steps: 30, batch: 18, learning_rate: 5e-3, warmup: 2, average: 0.5, checkpoint_every: 10}"
 
 
 @pytest.fixture(scope="module")
