@@ -256,6 +256,31 @@ def export(
         )
 
 
+@app.command()
+def similar(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="item_id of the catalogue.")],
+    attribute: Annotated[
+        str, typer.Option("--attribute", metavar="NAME", help="E.g. collar; a wrong one lists them all.")
+    ],
+    run: Annotated[Path, typer.Option("--in", metavar="RUN", help="Run directory with attributes.")],
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Items to list.")] = 20,
+) -> None:
+    """List the items whose garments are most alike in one attribute: the same collar, whatever the rest.
+
+    The run needs attributes: psnet scan … --set extract.attributes=true
+
+    \b
+    psnet similar 0123 --attribute collar --in runs/tonight
+    """
+    directory = _existing(run)
+    from pipeline.attributes import similar as find_similar
+
+    settings = _settings(None, None, directory.read().get("config"))
+    found = find_similar(directory, settings, item, attribute, limit)
+    rows = [[one.item_id, f"{one.cosine:.3f}", "yes" if one.agrees else "no", one.title] for one in found]
+    _print_table(f"{attribute} of {item}", ["item", "cosine", "agrees", "title"], rows)
+
+
 # --- the stages alone
 
 
@@ -475,6 +500,7 @@ for _part, _what in (
     ("plagiarism", "Verdicts, confusion by number of modified regions, leakage."),
     ("ablation", "All variants and baselines side by side."),
     ("pictures", "Landmarks, attention, region weights, curves and retrieval rows."),
+    ("asen", "mAP per attribute against baselines and ablations, attention, pictures."),
 ):
     _measuring(_part, _what)
 

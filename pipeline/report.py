@@ -337,6 +337,8 @@ class _Cards:
             "states": [suspect[column] for column in STATE_COLUMNS],
             "distinct": None if all(value is None for value in distinct) else distinct,
             "explanation": suspect["explanation"],
+            "agree": suspect.get("agreeing_attributes"),
+            "differ": suspect.get("differing_attributes"),
         }
 
     def _item(self, suspect: Mapping[str, Any], side: str) -> int:

@@ -60,6 +60,8 @@ class ExtractSettings:
     start_timeout_s: float = bounded(600.0, 1.0, result=False)
     detection_threshold: float | None = bounded(None, 0.0, 1.0)
     max_garments_per_image: int = bounded(4, 1, 100)
+    attributes: bool = False
+    attribute_weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Settings:
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     ray: RaySettings = field(default_factory=RaySettings)
+    rerank: Literal["none", "asen"] = "none"
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="warning", metadata={"result": False}
     )
@@ -170,7 +173,13 @@ def load_settings(
         )
     return replace(
         settings,
-        extract=replace(settings.extract, weights=_absolute(settings.extract.weights)),
+        extract=replace(
+            settings.extract,
+            weights=_absolute(settings.extract.weights),
+            # What suspects are ranked anew by has to be there.
+            attributes=settings.extract.attributes or settings.rerank == "asen",
+            attribute_weights=_absolute(settings.extract.attribute_weights),
+        ),
         judge=replace(settings.judge, dismissed=_absolute(settings.judge.dismissed)),
     )
 

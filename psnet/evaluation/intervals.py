@@ -106,6 +106,28 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estim
     return Estimate(float(array.mean()), float(low), float(high), len(array))
 
 
+def bootstrap_ratio(
+    sums: np.ndarray, counts: np.ndarray, seed: int = 0, cases: int | None = None
+) -> Estimate:
+    """Σ sums / Σ counts over independent clusters (photographs, each with several cases), percentile
+    bootstrap over the clusters.
+
+    Args:
+        sums, counts: (clusters,). cases: the estimate's ``count``, None: Σ counts.
+    """
+    sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    if not counts.sum():
+        return NOTHING
+    rng = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(RESAMPLES // _CHUNK):
+        drawn = rng.integers(len(sums), size=(_CHUNK, len(sums)))
+        ratios.append(sums[drawn].sum(1) / np.maximum(counts[drawn].sum(1), np.finfo(float).tiny))
+    low, high = np.quantile(np.concatenate(ratios), (0.025, 0.975))
+    count = int(counts.sum()) if cases is None else cases
+    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), count)
+
+
 def bootstrap_median(
     values: Sequence[float] | np.ndarray, clusters: Sequence[object] | None = None, seed: int = 0
 ) -> Estimate:
