@@ -1,5 +1,6 @@
-"""All tables of `psnet eval`, as Markdown: parts that were measured with these settings, models and data are
-read, the others are measured.
+"""All tables and pictures of `psnet eval`, as Markdown: parts that were measured with these settings, models
+and data are read, the others are measured. Pictures are drawn where the settings name folders for them, which
+for this page are pictures/BENCHMARK beside it.
 
     python benchmarks/results.py --config conf/evaluate.yaml [--set KEY=VALUE ...] [--out RESULTS.md]
 """
@@ -22,6 +23,7 @@ HEADINGS = {
     "landmarks": "Landmarks and regions",
     "ablation": "Retrieval: all methods",
     "retrieval": "Retrieval: by group and kind of copy",
+    "photographs": "Changes of the photograph",
     "plagiarism": "Verdicts and leakage",
 }
 # Files of `psnet eval pictures`.
@@ -29,7 +31,7 @@ CAPTIONS = {
     "landmarks": "Landmarks and regions: dots are visible landmarks, rings hidden ones.",
     "attention": "Where the attention of the branch with ROI pooling looks.",
     "region_weights": "The region weights λ per group, each group's summing to 1; the line is λ = 1.",
-    "precision_recall": "Precision over recall of pairs, over all thresholds on the score.",
+    "precision_recall": "Precision over recall of pairs, over all thresholds on the score, per group.",
     "retrieval": "Originals and their best ten partners: green plagiarised copies, grey other items of the "
     "same design, red other designs.",
 }
@@ -55,16 +57,24 @@ def tables_of(part: str, settings: EvaluationSettings, fingerprint: str) -> list
 
 
 def document(settings: EvaluationSettings, parts: Sequence[str], pictures: Path) -> str:
-    """The whole page; ``pictures``: the folder beside it."""
+    """The whole page; ``pictures``: the folder beside it, with a folder per benchmark."""
     sections = [INTRODUCTION]
     fingerprint = Session(settings).fingerprint
     for part in parts:
         sections.append(f"## {HEADINGS[part]}\n")
         sections += [table.markdown() + "\n" for table in tables_of(part, settings, fingerprint)]
-    drawn = [name for name in CAPTIONS if (pictures / f"{name}.jpg").is_file()]
+    if settings.pictures:
+        tables_of("pictures", settings, fingerprint)
+    folders = [pictures / name for name in settings.benchmarks]
+    drawn = [(f, name) for f in folders for name in CAPTIONS if (f / f"{name}.jpg").is_file()]
     if drawn:
-        sections.append("## Pictures\n\nOf rendered photographs, drawn by `psnet eval pictures`.\n")
-    sections += [f"![{CAPTIONS[name]}]({pictures.name}/{name}.jpg)\n\n{CAPTIONS[name]}\n" for name in drawn]
+        sections.append(
+            "## Pictures\n\nDrawn by `psnet eval pictures`. Of real photographs outlines are shown: the "
+            "repository holds no photograph.\n"
+        )
+    for folder, name in drawn:
+        caption = f"{CAPTIONS[name]} Data: {folder.name}."
+        sections.append(f"![{caption}]({pictures.name}/{folder.name}/{name}.jpg)\n\n{caption}\n")
     return "\n".join(sections)
 
 

@@ -1,13 +1,10 @@
 """A run against the truth about its catalogue: how many copies were found, how many accusations are right.
 
-The truth is a CSV file with the columns original, copy, relation (identical, plagiarised or derived), group
-and modified ('|'-joined regions). All copies of one original are one design; pairs inside a design are true
-links.
+The truth is a file as `psnet.evaluation.truth` reads it; pairs inside a design are true links.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,21 +14,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.rundir import RunDirectory
-from psnet.evaluation.benchmark import designs, parts_of
+from psnet.evaluation import truth as truths
 from psnet.evaluation.retrieval import CUTOFFS, average_precision
-
-_COLUMNS = ("original", "copy", "relation", "group", "modified")
-
-
-@dataclass(frozen=True)
-class TruthPair:
-    """One row of the truth."""
-
-    original: str
-    copy: str
-    relation: str
-    group: str
-    modified: frozenset[str]
+from psnet.evaluation.truth import ACCUSED, TruthPair, designs, part_overlap, rightly_named
 
 
 @dataclass(frozen=True)
@@ -58,31 +43,17 @@ class Verdicts:
 
 
 def read_truth(path: Path) -> list[TruthPair]:
-    """Rows of a truth file.
+    """The pairs of a truth file.
 
     Raises:
-        UserError: missing file, or one without the columns.
+        UserError: missing file, a missing column, or a value that means nothing.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(
-                    f"{path}: missing column {', '.join(missing)}; a truth file has {', '.join(_COLUMNS)}"
-                )
-            return [
-                TruthPair(
-                    row["original"],
-                    row["copy"],
-                    row["relation"],
-                    row["group"],
-                    parts_of(filter(None, (row["modified"] or "").split("|"))),
-                )
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        return truths.read_truth(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def retrieval(run: RunDirectory, truth: Iterable[TruthPair]) -> dict[str, dict[str, float]]:
@@ -96,7 +67,7 @@ def retrieval(run: RunDirectory, truth: Iterable[TruthPair]) -> dict[str, dict[s
     """
     run.require("match")
     truth = list(truth)
-    design = designs((pair.original, pair.copy) for pair in truth)
+    design = designs(truth)
     wanted: dict[str, set[str]] = defaultdict(set)
     group_of = {}
     for pair in truth:
@@ -131,10 +102,9 @@ def verdicts(run: RunDirectory, truth: Iterable[TruthPair]) -> Verdicts:
     """
     run.require("judge")
     truth = list(truth)
-    design = designs((pair.original, pair.copy) for pair in truth)
+    design = designs(truth)
     by_key = {frozenset((pair.original, pair.copy)): pair for pair in truth}
-    accused = ("plagiarised", "identical")
-    wanted = {key for key, pair in by_key.items() if pair.relation in accused}
+    wanted = {key for key, pair in by_key.items() if pair.relation in ACCUSED}
     columns = ["original_item_id", "suspect_item_id", "relation", "modified_regions", "rank"]
     table = pq.read_table(run.suspects_path, columns=columns)
     right: list[bool] = []
@@ -148,13 +118,9 @@ def verdicts(run: RunDirectory, truth: Iterable[TruthPair]) -> Verdicts:
         if (pair := by_key.get(key)) is None:
             continue
         found.add(key)
-        named_rightly.append(
-            row["relation"] == pair.relation
-            or (pair.relation == "derived" and row["relation"] not in accused)
-        )
+        named_rightly.append(rightly_named(row["relation"], pair.relation))
         if pair.relation == "plagiarised":
-            named = parts_of(row["modified_regions"])
-            overlaps.append(len(named & pair.modified) / max(len(named | pair.modified), 1))
+            overlaps.append(part_overlap(row["modified_regions"], pair.parts))
     return Verdicts(
         suspects=len(right),
         right=sum(right),

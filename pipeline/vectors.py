@@ -25,6 +25,8 @@ from pipeline.schema import NO_GARMENT_INDEX, pack_presence, unpack_features, un
 from psnet.regions import GROUPS, NUM_REGIONS, Presence
 from psnet.similarity import mirrored_presence
 
+VECTOR_SUFFIXES = (".features", ".parquet")
+
 _KEYS = ("image_sha256", "garment_index", "group", "presence")
 
 
@@ -117,6 +119,12 @@ def open_vectors(target: Path) -> Vectors:
         features=mapped[0],
         mirrored=mapped[1],
     )
+
+
+def first_garments(vectors: Vectors) -> np.ndarray:
+    """Row of the first garment of each picture; those of one picture stand together."""
+    ends = pc.run_end_encode(vectors.sha256).run_ends.to_numpy()
+    return np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.empty(0, np.int64)
 
 
 def has_vectors(target: Path) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from psnet.boxes import areas, intersections, overlaps
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
+from psnet.fusion import fold_batch_norm
 from psnet.model import PSNet
 from psnet.region_boxes import boxes_from_points
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
@@ -32,7 +33,8 @@ class Garment:
     ``box`` (4,) xyxy; ``landmarks`` (K, 3) x, y, probability of being visible; ``region_boxes`` (5, 4);
     ``presence`` (5,) uint8 codes of `psnet.regions.Presence`, ``presence_score`` (5,) its probability;
     ``features`` (5, d) float32, unit norm where present, zero elsewhere; ``mirrored_features`` (5, d) those
-    of the picture flipped left to right, in the flipped picture's own region order.
+    of the picture flipped left to right, in the flipped picture's own region order. ``attributes``
+    (attributes, d) float32, unit norm, where `psnet.asen_predictor` has looked at the garment.
     """
 
     box: np.ndarray
@@ -45,6 +47,7 @@ class Garment:
     presence_score: np.ndarray
     features: np.ndarray
     mirrored_features: np.ndarray
+    attributes: np.ndarray | None = None
 
 
 # What the detector is asked for: it proposes, the landmark branch decides.
@@ -120,8 +123,10 @@ class _Placed:
 class Predictor:
     """Detection, landmarks, regions and features in one pass over a batch of images.
 
+    The predictor owns ``model``, whose batch normalisation it folds away.
+
     ``min_score`` of a garment (the landmark branch's certainty that it is one), ``max_garments`` per image,
-    ``batch`` garments per forward pass.
+    ``batch`` garments per forward pass, laid out in memory as ``memory_format``.
     """
 
     def __init__(
@@ -135,8 +140,12 @@ class Predictor:
         min_score: float = 0.3,
         max_garments: int = 4,
         batch: int = 16,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
-        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
+        self.model = model.eval()
+        fold_batch_norm(self.model)
+        self.model.to(device).to(memory_format=memory_format)
+        self.memory_format = memory_format
         self.tag, self.config, self.device, self.precision = tag, description["config"], device, precision
         self.calibration = (
             Calibration.from_json(json.dumps(description["calibration"]))
@@ -155,6 +164,7 @@ class Predictor:
         min_score: float = 0.3,
         max_garments: int = 4,
         batch: int = 16,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> Predictor:
         """Load a weights folder (None: the shipped one). ``device`` "auto" is the GPU when there is one.
 
@@ -170,6 +180,7 @@ class Predictor:
             min_score=min_score,
             max_garments=max_garments,
             batch=batch,
+            memory_format=memory_format,
         )
 
     def predict(self, images: Sequence[np.ndarray]) -> list[list[Garment]]:
@@ -303,7 +314,7 @@ class Predictor:
                 [cut(pictures[p.image], frame, side) for p, frame in zip(proposals, frames, strict=True)]
             )
         )
-        crops = crops.to(self.device).contiguous(memory_format=torch.channels_last)
+        crops = crops.to(self.device).contiguous(memory_format=self.memory_format)
         aspect = torch.from_numpy(log_aspect(np.stack(frames))).to(self.device)
         out = self.model.landmarks(crops, aspect)
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
@@ -385,8 +396,8 @@ class Predictor:
             plain, flipped = branch(regions), branch(regions.flip(-1)[:, order])
         else:
             side = self.model.config.crop_side
-            crops = torch.stack([p.crop for p in placed]).contiguous(memory_format=torch.channels_last)
-            mirrored = crops.flip(-1).contiguous(memory_format=torch.channels_last)
+            crops = torch.stack([p.crop for p in placed]).contiguous(memory_format=self.memory_format)
+            mirrored = crops.flip(-1).contiguous(memory_format=self.memory_format)
             if isinstance(branch, StripeRetrieval):
                 plain, flipped = branch(crops), branch(mirrored)
                 return plain.float().cpu().numpy(), flipped.float().cpu().numpy()

@@ -24,7 +24,6 @@ and ``copy`` for ``query`` and ``gallery``).
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from psnet.data.csv_files import read_csv
 from psnet.data.edits import PARTS
 from psnet.data.photographs import read_regions, regions_row
 from psnet.regions import GROUPS
@@ -128,18 +128,11 @@ def read_boxes(path: Path) -> dict[str, ItemBoxes]:
 
 def _read_table(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], _Row]) -> list[_Row]:
     rows = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}, line 1: no column {missing[0]!r}; needed: {', '.join(columns)}")
-        for row in reader:
-            try:
-                if any(row[name] is None for name in columns):
-                    raise ValueError("a value is missing")
-                rows.append(parse(row))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    for line, row in read_csv(path, columns):
+        try:
+            rows.append(parse(row))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from error
     return rows
 
 

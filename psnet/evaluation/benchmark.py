@@ -3,32 +3,23 @@
 Lenient where `psnet.data.plagiarized_fashion` is strict: any catalogue with a truth can be measured on.
 
 catalogue.csv   item_id, image (path relative to the file), seller_id
-truth.csv       original, copy, relation (identical | plagiarised | derived), group, modified ('|'-joined
-                parts or regions), kinds ('|'-joined kinds of edit), mirrored (0 or 1), and optionally
-                photographic ('|'-joined changes of the photograph)
+truth.csv       see `psnet.evaluation.truth`
 boxes.jsonl     optional, a line per item: item_id, bbox and regions as xyxy in pixels
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from psnet.data.csv_files import read_csv
 from psnet.data.plagiarized_fashion import ItemBoxes, read_boxes
+from psnet.evaluation.truth import TruthPair, designs, read_truth
 from psnet.image import ImageError, decode_image
-from psnet.regions import GROUPS, REGIONS
-
-RELATIONS: tuple[str, ...] = ("identical", "plagiarised", "derived")
-
-# Other names of PS-Net's groups.
-_GROUP_ALIASES = {"tshirt": "T-shirts", "T-shirt": "T-shirts", "top": "tops"}
-_ITEM_COLUMNS = ("item_id", "image", "seller_id")
-_TRUTH_COLUMNS = ("original", "copy", "relation", "group", "modified")
 
 
 @dataclass(frozen=True)
@@ -38,23 +29,6 @@ class Item:
     item_id: str
     image: Path
     seller_id: str
-
-
-@dataclass(frozen=True)
-class TruthPair:
-    """An original and a copy of it. ``parts``: modified parts (sleeves count as one), ``regions``: the same
-    as names of ``psnet.regions.REGIONS``; ``kinds``: kinds of edit; ``photographic``: what the copy's
-    photograph differs in."""
-
-    original: str
-    copy: str
-    relation: str
-    group: str
-    parts: frozenset[str]
-    regions: frozenset[str]
-    kinds: tuple[str, ...]
-    mirrored: bool
-    photographic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +49,7 @@ class Benchmark:
     @property
     def design(self) -> dict[str, str]:
         """Item to the original of its design, for originals and copies."""
-        return designs((pair.original, pair.copy) for pair in self.truth)
+        return designs(self.truth)
 
     def subset(self, originals: int) -> Benchmark:
         """The first ``originals`` designs with their copies, and the same share of the other items: for
@@ -94,31 +68,25 @@ class Benchmark:
         )
 
 
-def designs(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Item to the original of its design, from originals and their copies."""
-    design = {}
-    for original, copy in pairs:
-        design[original] = design[copy] = original
-    return design
-
-
 def read_benchmark(folder: Path, name: str | None = None) -> Benchmark:
     """Read the tables of a benchmark; pictures are read when they are needed.
 
     Raises:
         ValueError: a missing or malformed table; the message is one line with file and reason.
     """
-    catalogue = _table(folder / "catalogue.csv", _ITEM_COLUMNS)
+    try:
+        catalogue = [row for _, row in read_csv(folder / "catalogue.csv", ("item_id", "image", "seller_id"))]
+        truth = read_truth(folder / "truth.csv")
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename}: cannot be read ({error.strerror}); name a benchmark's folder"
+        ) from None
     items = tuple(Item(row["item_id"], folder / row["image"], row["seller_id"]) for row in catalogue)
     known = {item.item_id for item in items}
     if len(known) != len(items):
         raise ValueError(f"{folder / 'catalogue.csv'}: an item_id stands twice")
-    truth = []
-    for number, row in enumerate(_table(folder / "truth.csv", _TRUTH_COLUMNS), 2):
-        where = f"{folder / 'truth.csv'}, line {number}"
-        if missing := {row["original"], row["copy"]} - known:
-            raise ValueError(f"{where}: {missing.pop()} is not in catalogue.csv")
-        truth.append(_truth_pair(row, where))
+    if strange := next((name for p in truth for name in (p.original, p.copy) if name not in known), None):
+        raise ValueError(f"{folder / 'truth.csv'}: {strange} is not in catalogue.csv")
     if not truth:
         raise ValueError(f"{folder / 'truth.csv'}: holds no pair")
     boxes_file = folder / "boxes.jsonl"
@@ -136,52 +104,3 @@ def read_picture(path: Path) -> np.ndarray:
         return decode_image(path.read_bytes()).pixels
     except (OSError, ImageError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-
-
-def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in columns if column not in (reader.fieldnames or [])]
-            if missing:
-                raise ValueError(f"{path}: missing column {', '.join(missing)}")
-            return [{key: value or "" for key, value in row.items() if key} for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: cannot be read ({reason}); name a benchmark's folder") from None
-
-
-def _truth_pair(row: Mapping[str, str], where: str) -> TruthPair:
-    group = _GROUP_ALIASES.get(row["group"], row["group"])
-    if group not in GROUPS:
-        raise ValueError(f"{where}: unknown group {row['group']!r}; known: {', '.join(GROUPS)}")
-    if row["relation"] not in RELATIONS:
-        raise ValueError(f"{where}: unknown relation {row['relation']!r}; known: {', '.join(RELATIONS)}")
-    modified = _names(row["modified"])
-    regions = {region for part in modified for region in _regions_of(part)}
-    if unknown := regions - set(REGIONS):
-        raise ValueError(f"{where}: unknown region {unknown.pop()!r}; known: sleeves, {', '.join(REGIONS)}")
-    return TruthPair(
-        row["original"],
-        row["copy"],
-        row["relation"],
-        group,
-        parts_of(regions),
-        frozenset(regions),
-        _names(row.get("kinds", "")),
-        row.get("mirrored", "") == "1",
-        _names(row.get("photographic", "")),
-    )
-
-
-def parts_of(regions: Iterable[str]) -> frozenset[str]:
-    """Parts of a design: the paper's Table 1 counts both sleeves as one."""
-    return frozenset("sleeves" if "sleeve" in region else region for region in regions)
-
-
-def _regions_of(part: str) -> tuple[str, ...]:
-    return ("left_sleeve", "right_sleeve") if part == "sleeves" else (part,)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split("|") if part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -54,38 +54,50 @@ class GarmentTable:
 
 
 def gather(
-    predictor: Predictor, benchmark: Benchmark, *, true_boxes: bool = False, progress: Progress | None = None
+    predictor: Predictor,
+    benchmark: Benchmark,
+    *,
+    true_boxes: bool = False,
+    rows: Sequence[int] | None = None,
+    read: Callable[[int], np.ndarray] | None = None,
+    progress: Progress | None = None,
 ) -> GarmentTable:
     """Garments of every item; with ``true_boxes`` those of the benchmark's boxes where it knows them.
 
     Of a branch without regions every block counts as present.
+
+    Args:
+        rows: only of these items, in order. read: the picture of an item's row instead of its photograph.
 
     Raises:
         ValueError: a picture cannot be read, or true boxes are wanted and the benchmark has none.
     """
     if true_boxes and not benchmark.boxes:
         raise ValueError(f"{benchmark.name}: has no boxes.jsonl, true boxes cannot be used")
-    rows: list[tuple[int, Garment]] = []
-    for start in range(0, len(benchmark.items), _PICTURES):
-        chunk = benchmark.items[start : start + _PICTURES]
-        pictures = [read_picture(item.image) for item in chunk]
-        given = [i for i, item in enumerate(chunk) if true_boxes and item.item_id in benchmark.boxes]
-        found = [i for i in range(len(chunk)) if i not in given]
+    chosen = range(len(benchmark.items)) if rows is None else rows
+    picture = read or (lambda row: read_picture(benchmark.items[row].image))
+    found: list[tuple[int, Garment]] = []
+    for start in range(0, len(chosen), _PICTURES):
+        chunk = chosen[start : start + _PICTURES]
+        pictures = [picture(row) for row in chunk]
+        names = [benchmark.items[row].item_id for row in chunk]
+        given = [i for i, name in enumerate(names) if true_boxes and name in benchmark.boxes]
+        free = [i for i in range(len(chunk)) if i not in given]
         garments: dict[int, list[Garment]] = dict(
-            zip(found, predictor.predict([pictures[i] for i in found]), strict=True)
+            zip(free, predictor.predict([pictures[i] for i in free]), strict=True)
         )
         if given:
-            known = [benchmark.boxes[chunk[i].item_id] for i in given]
+            known = [benchmark.boxes[names[i]] for i in given]
             described = predictor.describe(
                 [pictures[i] for i in given],
                 np.stack([boxes.box for boxes in known]),
                 np.stack([boxes.region_boxes for boxes in known]),
             )
             garments.update((i, [garment]) for i, garment in zip(given, described, strict=True))
-        rows += [(start + i, garment) for i in range(len(chunk)) for garment in garments[i]]
+        found += [(row, garment) for i, row in enumerate(chunk) for garment in garments[i]]
         if progress:
-            progress(start + len(chunk), len(benchmark.items))
-    return _table(rows, predictor)
+            progress(start + len(chunk), len(chosen))
+    return _table(found, predictor)
 
 
 def cached(path: Path, make: Callable[[], GarmentTable]) -> GarmentTable:

@@ -1,18 +1,18 @@
 """Pictures that show what the tables say: landmarks and regions, attention, region weights, precision-recall
 curves, retrieval rows as in the paper's Figure 5.
 
-Drawn with Pillow alone. The repository keeps only those of rendered photographs.
+Drawn with Pillow alone. Where a photograph may not be shown, its outlines are.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
 
 from psnet.crops import GARMENT_MARGIN, cut, expand
@@ -51,6 +51,14 @@ def save(picture: Image.Image, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def outline(pixels: np.ndarray) -> np.ndarray:
+    """Dark edges on white, (H, W, 3) uint8: shows where things lie, but is no copy of the photograph."""
+    grey = Image.fromarray(pixels).convert("L").filter(ImageFilter.GaussianBlur(max(pixels.shape[:2]) / 300))
+    steep = np.hypot(*np.gradient(np.asarray(grey, np.float32)))
+    share = np.clip(steep / max(float(np.quantile(steep, 0.98)), 1e-6), 0, 1)
+    return np.repeat((255 - 200 * share).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def draw_garments(pixels: np.ndarray, garments: Sequence[Garment]) -> Image.Image:
     """A photograph (H, W, 3) with boxes, regions and landmarks; rings are landmarks that cannot be seen."""
     picture = Image.fromarray(pixels)
@@ -67,8 +75,12 @@ def draw_garments(pixels: np.ndarray, garments: Sequence[Garment]) -> Image.Imag
     return picture
 
 
-def draw_attention(predictor: Predictor, pixels: np.ndarray, garment: Garment) -> Image.Image:
+def draw_attention(
+    predictor: Predictor, pixels: np.ndarray, garment: Garment, shown: np.ndarray | None = None
+) -> Image.Image:
     """The garment's crop, bright where the attention map A, averaged over its channels, is high.
+
+    ``shown``: (H, W, 3) what is drawn instead of the photograph ``pixels`` that the model sees.
 
     Raises:
         ValueError: the model has no attention.
@@ -88,75 +100,104 @@ def draw_attention(predictor: Predictor, pixels: np.ndarray, garment: Garment) -
         hook.remove()
     # The first call is of the garment as it is, the second of its mirror image.
     mean = maps[0][0].float().mean(0).cpu().numpy()
-    shown = (mean - mean.min()) / max(float(np.ptp(mean)), 1e-6)
-    picture = Image.fromarray(pixels)
+    bright = (mean - mean.min()) / max(float(np.ptp(mean)), 1e-6)
+    picture = Image.fromarray(pixels if shown is None else shown)
     side = 224
     crop = cut(picture, expand(garment.box, GARMENT_MARGIN, picture.width, picture.height), side)
-    light = Image.fromarray((255 * shown).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    light = Image.fromarray((255 * bright).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     share = np.asarray(light, np.float32)[..., None] / 255
     grey = crop.mean(-1, keepdims=True) * 0.5
     warm = grey * (1 - share) + (0.4 * crop + 0.6 * np.array(_COLOURS[0])) * share
     return Image.fromarray(np.clip(warm, 0, 255).astype(np.uint8))
 
 
-def draw_region_weights(weights: np.ndarray) -> Image.Image:
-    """λ per group as bars, (4, 5) of ``psnet.regions.GROUPS``, each row scaled to sum 1."""
-    shares = weights / weights.sum(1, keepdims=True)
-    top = max(float(shares.max()), 1 / NUM_REGIONS) * 1.15
-    width, height, left, bottom = 180, 200, 60, 40
-    picture = Image.new("RGB", (left + width * len(GROUPS), height + bottom + 40), _PAPER)
+def draw_region_weights(tables: Mapping[str, np.ndarray]) -> Image.Image:
+    """λ per group as bars, a row per table by its title: (4, 5) of ``psnet.regions.GROUPS``, each row scaled
+    to sum 1."""
+    width, height, left, above, below = 180, 130, 20, 34, 30
+    full = above + height + below
+    picture = Image.new("RGB", (left + width * len(GROUPS), full * len(tables) + 30), _PAPER)
     draw = ImageDraw.Draw(picture)
-    for g, group in enumerate(GROUPS):
-        x0 = left + g * width
-        for r in range(NUM_REGIONS):
-            x = x0 + 12 + r * 28
-            y = height - shares[g, r] / top * (height - 30)
-            draw.rectangle([x, y, x + 22, height], fill=_COLOURS[r])
-            _write(draw, (x + 11, y - 4), f"{shares[g, r]:.2f}", "ms", 11)
-        _write(draw, (x0 + 80, height + 16), group, "mm", 15)
-        # What λ = 1 would be.
-        y = height - 1 / NUM_REGIONS / top * (height - 30)
-        draw.line([x0 + 6, y, x0 + 158, y], fill=_COLOURS[-1])
-    _legend(draw, (left, height + bottom), [name.replace("_", " ") for name in REGIONS])
+    for t, (title, weights) in enumerate(tables.items()):
+        floor = t * full + above + height
+        _write(draw, (left, t * full + 14), title, "lm", 15)
+        shares = weights / weights.sum(1, keepdims=True)
+        scale = (height - 20) / max(float(shares.max()), 1 / NUM_REGIONS)
+        for g, group in enumerate(GROUPS):
+            x0 = left + g * width
+            for r in range(NUM_REGIONS):
+                x, y = x0 + 12 + r * 28, floor - shares[g, r] * scale
+                draw.rectangle([x, y, x + 22, floor], fill=_COLOURS[r])
+                _write(draw, (x + 11, y - 4), f"{shares[g, r]:.2f}", "ms", 11)
+            _write(draw, (x0 + 80, floor + 12), group, "mm", 14)
+            # What λ = 1 would be.
+            y = floor - scale / NUM_REGIONS
+            draw.line([x0 + 6, y, x0 + 158, y], fill=_COLOURS[-1])
+    _legend(draw, (left, full * len(tables) + 8), [name.replace("_", " ") for name in REGIONS])
     return picture
 
 
-def draw_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Image.Image:
-    """Precision over recall, a curve of (recall, precision) per method; from the eighth on dashed."""
-    side, left, top = 420, 60, 20
-    picture = Image.new("RGB", (left + side + 300, top + side + 50), _PAPER)
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+"""(recall, precision) by method."""
+
+
+def draw_curves(panels: Mapping[str, Curves]) -> Image.Image:
+    """Precision over recall, a panel per title with a curve per method, and what colour a method has; from
+    the eighth method on dashed."""
+    side, left, top, columns = 270, 60, 34, 3
+    cell = (left + side + 20, top + side + 50)
+    rows = -(-(len(panels) + 1) // columns)
+    x0, y0 = len(panels) % columns * cell[0] + 20, len(panels) // columns * cell[1] + top
+    methods = list(next(iter(panels.values())))
+    named = x0 + 40 + max(ImageFont.load_default(size=13).getlength(_spelt(name)) for name in methods)
+    picture = Image.new("RGB", (max(columns * cell[0], int(named)), rows * cell[1]), _PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.rectangle([left, top, left + side, top + side], outline=_INK)
+    for c, name in enumerate(methods):
+        y, dashed = y0 + 22 * c, c >= len(_COLOURS)
+        draw.line([x0, y, x0 + (10 if dashed else 24), y], fill=_COLOURS[c % len(_COLOURS)], width=4)
+        _write(draw, (x0 + 32, y), name, "lm", 13)
+    for p, (title, curves) in enumerate(panels.items()):
+        x0, y0 = p % columns * cell[0] + left, p // columns * cell[1] + top
+        _panel(draw, (x0, y0), side, title)
+        for c, points in enumerate(curves.values()):
+            line = [(x0 + recall * side, y0 + (1 - precision) * side) for recall, precision in points]
+            for k in range(0, len(line) - 1, 2 if c >= len(_COLOURS) else 1):
+                draw.line(line[k : k + 2], fill=_COLOURS[c % len(_COLOURS)], width=2)
+    return picture
+
+
+def _panel(draw: ImageDraw.ImageDraw, at: tuple[float, float], side: int, title: str) -> None:
+    """Axes of precision over recall."""
+    x0, y0 = at
+    _write(draw, (x0 + side / 2, y0 - 16), title, "mm", 15)
+    draw.rectangle([x0, y0, x0 + side, y0 + side], outline=_INK)
     for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        x, y = left + tick * side, top + (1 - tick) * side
-        draw.line([x, top + side, x, top + side + 5], fill=_INK)
-        draw.line([left - 5, y, left, y], fill=_INK)
-        _write(draw, (x, top + side + 14), f"{tick:.1f}", "mm", 12)
-        _write(draw, (left - 10, y), f"{tick:.1f}", "rm", 12)
-    _write(draw, (left + side / 2, top + side + 36), "recall", "mm", 14)
-    _write(draw, (left + 8, top + side - 14), "precision", "lm", 14)
-    for c, (name, points) in enumerate(curves.items()):
-        colour = _COLOURS[c % len(_COLOURS)]
-        line = [(left + recall * side, top + (1 - precision) * side) for recall, precision in points]
-        dashed = c >= len(_COLOURS)
-        for k in range(len(line) - 1):
-            if not dashed or k % 2 == 0:
-                draw.line(line[k : k + 2], fill=colour, width=2)
-        y = top + 14 + 22 * c
-        draw.line([left + side + 16, y, left + side + (26 if dashed else 40), y], fill=colour, width=4)
-        _write(draw, (left + side + 48, y), name, "lm", 13)
-    return picture
+        x, y = x0 + tick * side, y0 + (1 - tick) * side
+        draw.line([x, y0 + side, x, y0 + side + 5], fill=_INK)
+        draw.line([x0 - 5, y, x0, y], fill=_INK)
+        _write(draw, (x, y0 + side + 14), f"{tick:.1f}", "mm", 12)
+        _write(draw, (x0 - 10, y), f"{tick:.1f}", "rm", 12)
+    _write(draw, (x0 + side / 2, y0 + side + 32), "recall", "mm", 13)
+    _write(draw, (x0 + 8, y0 + side - 14), "precision", "lm", 13)
 
 
 def draw_retrieval(
-    benchmark: Benchmark, queries: Sequence[str], scores: np.ndarray, best: int = 10
+    benchmark: Benchmark,
+    queries: Sequence[str],
+    scores: np.ndarray,
+    best: int = 10,
+    look: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
 ) -> Image.Image:
     """A row per query: the original, then its best partners. Frames: green a plagiarised copy, grey another
     item of the same design, red another design.
 
     Args:
-        scores: (q, items) of ``queries``, -inf: not in the ranking.
+        scores: (q, items) of ``queries``, -inf: not in the ranking. look: what is shown of a photograph.
     """
+
+    def framed(row: int, colour: tuple[int, int, int]) -> Image.Image:
+        return _tile(look(read_picture(benchmark.items[row].image)), tile, colour)
+
     tile, gap = (90, 120), 6
     plagiarised = {(p.original, p.copy) for p in benchmark.truth if p.relation == "plagiarised"}
     design = benchmark.design
@@ -166,13 +207,13 @@ def draw_retrieval(
     )
     for q, query in enumerate(queries):
         y = gap + q * (tile[1] + gap)
-        picture.paste(_tile(benchmark, rows[query], tile, _QUERY), (gap, y))
+        picture.paste(framed(rows[query], _QUERY), (gap, y))
         order = [int(i) for i in np.argsort(-scores[q], kind="stable")[:best] if np.isfinite(scores[q, i])]
         for rank, row in enumerate(order, 1):
             name = benchmark.items[row].item_id
             colour = _SAME_DESIGN if design.get(name) == query else _WRONG
             colour = _RIGHT if (query, name) in plagiarised else colour
-            picture.paste(_tile(benchmark, row, tile, colour), (3 * gap + rank * (tile[0] + gap), y))
+            picture.paste(framed(row, colour), (3 * gap + rank * (tile[0] + gap), y))
     return picture
 
 
@@ -187,8 +228,8 @@ def sheet(pictures: Sequence[Image.Image], columns: int, tile: tuple[int, int]) 
     return out
 
 
-def _tile(benchmark: Benchmark, row: int, size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
-    picture = Image.fromarray(read_picture(benchmark.items[row].image))
+def _tile(pixels: np.ndarray, size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
+    picture = Image.fromarray(pixels)
     picture.thumbnail((size[0] - 8, size[1] - 8))
     out = Image.new("RGB", size, _PAPER)
     ImageDraw.Draw(out).rectangle([0, 0, size[0] - 1, size[1] - 1], outline=colour, width=3)
@@ -210,6 +251,9 @@ def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float], names: Sequence[
 
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str, size: int) -> None:
+    draw.text(at, _spelt(text), fill=_INK, font=ImageFont.load_default(size=size), anchor=anchor)
+
+
+def _spelt(text: str) -> str:
     # Pillow's own font knows no Greek and no subscripts.
-    text = text.replace("λ", "lambda").replace("₂", "2")
-    draw.text(at, text, fill=_INK, font=ImageFont.load_default(size=size), anchor=anchor)
+    return text.replace("λ", "lambda").replace("₂", "2")

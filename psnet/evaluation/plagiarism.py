@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psnet.evaluation.benchmark import Benchmark, TruthPair, parts_of
+from psnet.evaluation.benchmark import Benchmark
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import NOTHING, Estimate, bootstrap_mean, bootstrap_median, wilson
 from psnet.evaluation.retrieval import copy_classes
@@ -25,11 +25,11 @@ from psnet.evaluation.scores import (
     levels,
 )
 from psnet.evaluation.tables import Cell, Table
+from psnet.evaluation.truth import ACCUSED, TruthPair, part_overlap, rightly_named
 from psnet.regions import NUM_REGIONS, REGIONS, Presence
 from psnet.similarity import mirrored_presence, normalise
 from psnet.verdict import RELATIONS, Calibration, Verdict, judge, modified_regions
 
-ACCUSED = ("identical", "plagiarised")
 # A model that takes everything for a copy must not fill the memory with pairs.
 MAX_PAIRS = 500_000
 # What the median cosine of an untouched region may lose, and what an edited one must lose.
@@ -128,12 +128,9 @@ def score_suspects(benchmark: Benchmark, suspects: Sequence[Suspect], seed: int 
         if pair is None:
             continue
         found.add(key)
-        named.append(
-            one.relation == pair.relation or (pair.relation == "derived" and one.relation not in ACCUSED)
-        )
+        named.append(rightly_named(one.relation, pair.relation))
         if pair.relation == "plagiarised":
-            said = parts_of(one.regions)
-            overlaps.append(len(said & pair.parts) / max(len(said | pair.parts), 1))
+            overlaps.append(part_overlap(one.regions, pair.parts))
     wanted = {key for key, pair in truth.items() if pair.relation in ACCUSED}
     return Verdicts(
         len(suspects),

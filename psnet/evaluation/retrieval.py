@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from psnet.evaluation import paper
-from psnet.evaluation.benchmark import Benchmark, TruthPair
+from psnet.evaluation.benchmark import Benchmark
 from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from psnet.evaluation.tables import Cell, Table
+from psnet.evaluation.truth import ACCUSED, TruthPair
 from psnet.regions import GROUPS
 
 CUTOFFS = (1, 10, 20)
@@ -101,7 +102,6 @@ def copy_classes(pair: TruthPair) -> list[str]:
     return [
         *(f"edit: {kind}" for kind in sorted(set(pair.kinds))),
         *(f"part: {part}" for part in sorted(pair.parts)),
-        *(f"photograph: {change}" for change in sorted(set(pair.photographic))),
         flip,
         "all",
     ]
@@ -119,25 +119,40 @@ def recall_by_class(benchmark: Benchmark, results: Sequence[QueryResult], k: int
     return {name: wilson(sum(hits[name]), len(hits[name])) for name in sorted(hits)}
 
 
+def contrast(
+    having: Sequence[Sequence[QueryResult]], lacking: Sequence[Sequence[QueryResult]], seed: int = 0
+) -> dict[str, Estimate]:
+    """By how much the figures of ``having`` lie above those of ``lacking``: methods judged on the same
+    queries, of several on one side the mean; queries resampled, so that what is hard for both cancels out."""
+
+    def mean(methods: Sequence[Sequence[QueryResult]], figure: str) -> np.ndarray:
+        return np.mean([[result.figures[figure] for result in results] for results in methods], axis=0)
+
+    return {f: bootstrap_mean(mean(having, f) - mean(lacking, f), seed) for f in FIGURES}
+
+
 def precision_recall(
-    benchmark: Benchmark, scores: np.ndarray, points: int = 200
+    benchmark: Benchmark, scores: np.ndarray, points: int = 200, group: str | None = None
 ) -> list[tuple[float, float]]:
     """(recall, precision) of "this pair is a copy" over all thresholds on the score, at most ``points`` of
     them.
 
-    Pairs are (query, item) of ``scores``; right are identical and plagiarised copies of the query, other
-    items of its design are left out, a copy that has no score is never found. Of equal scores the wrong ones
-    come first.
+    Pairs are (query, item) of ``scores``, of the queries of ``group`` or of all; right are identical and
+    plagiarised copies of the query, other items of its design are left out, a copy that has no score is never
+    found. Of equal scores the wrong ones come first.
     """
     rows = benchmark.rows
     right: dict[str, set[int]] = {}
     for pair in benchmark.truth:
-        if pair.relation in ("identical", "plagiarised"):
+        if pair.relation in ACCUSED:
             right.setdefault(pair.original, set()).add(rows[pair.copy])
     design = benchmark.design
     own = np.array([design.get(item.item_id, "") for item in benchmark.items])
-    values, labels, wanted = [], [], 0
+    groups = {pair.original: pair.group for pair in benchmark.truth}
+    values, labels, wanted = [np.zeros(0)], [np.zeros(0, bool)], 0
     for query, row in zip(queries(benchmark), scores, strict=True):
+        if group not in (None, groups[query]):
+            continue
         positive = np.zeros(len(row), bool)
         positive[list(right[query])] = True
         used = np.isfinite(row) & (positive | (own != query))
@@ -164,6 +179,25 @@ def group_table(title: str, note: str, summaries: Mapping[str, Mapping[str, Esti
         said = paper.RETRIEVAL_BY_GROUP[name]
         rows.append((name, figures["mAP"].count, *(figures[f] for f in FIGURES), *said))
     return Table(title, note, ("group", "queries", *_COLUMNS, *_PAPER_COLUMNS), tuple(rows))
+
+
+def contrast_table(
+    title: str, note: str, rows: Sequence[tuple[str, str, str, Mapping[str, Estimate]]]
+) -> Table:
+    """A row per contrast: its name, the methods that have it and those that lack it, as ``contrast`` compares
+    them."""
+    columns = ("what", "with", "without", *(f"difference in {name}" for name in _COLUMNS[1:]), "on mAP")
+    cells: list[tuple[Cell, ...]] = [
+        (name, having, lacking, *(figures[f] for f in FIGURES[1:]), _shown(figures["mAP"]))
+        for name, having, lacking, figures in rows
+    ]
+    return Table(title, note, columns, tuple(cells))
+
+
+def _shown(difference: Estimate) -> str:
+    if difference.low > 0:
+        return "helps"
+    return "harms" if difference.high < 0 else "not shown"
 
 
 def variant_table(

@@ -10,13 +10,12 @@ import numpy as np
 from psnet.evaluation.garments import GarmentTable
 from psnet.similarity import (
     BACKGROUND_PICTURES,
-    BACKGROUND_QUANTILE,
     SCORINGS,
     Comparison,
     block_cosines,
     compare,
     compare_block,
-    level_rank,
+    levels_of,
     normalise,
 )
 
@@ -91,9 +90,8 @@ def item_scores(
 def levels(table: GarmentTable, settings: ScoreSettings, seed: int = 0) -> np.ndarray:
     """(n,) what each garment reaches with garments that have nothing to do with it.
 
-    The ``BACKGROUND_QUANTILE`` of its scores against ``BACKGROUND_PICTURES`` pictures of the benchmark, and
-    at most the tenth greatest of them (Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection",
-    CVPR 2022); 0 where there is nothing to compare with.
+    `psnet.similarity.levels_of` its scores against ``BACKGROUND_PICTURES`` pictures of the benchmark (Pizzi
+    et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022).
     """
     pictures = np.unique(table.item)
     if len(pictures) > BACKGROUND_PICTURES:
@@ -108,10 +106,7 @@ def levels(table: GarmentTable, settings: ScoreSettings, seed: int = 0) -> np.nd
         )
         score = SCORINGS[settings.scoring](cos, comparable, settings.weights[table.group[at], None])
         score[table.item[at, None] == table.item[sample]] = -np.inf
-        count = np.isfinite(score).sum(1)
-        place = score.shape[1] - count + level_rank(count, BACKGROUND_QUANTILE)
-        value = np.take_along_axis(np.sort(score, axis=1), place[:, None], axis=1)[:, 0]
-        out[at] = np.where(count > 0, value, 0)
+        out[at] = levels_of(score)
     return out
 
 

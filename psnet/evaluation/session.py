@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import sys
@@ -13,15 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from psnet.config import digest
+from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
-from psnet.evaluation import garments, retrieval
+from psnet.evaluation import garments, photographic, retrieval
 from psnet.evaluation.baselines import BASELINES
+from psnet.evaluation.baselines import NAMES as BASELINE_NAMES
 from psnet.evaluation.benchmark import Benchmark, read_benchmark, read_picture
 from psnet.evaluation.detection import Photograph, photographs
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.paper import manual_weights
 from psnet.evaluation.scores import ScoreSettings, item_scores
-from psnet.evaluation.settings import EvaluationSettings, Variant, read_variants
+from psnet.evaluation.settings import EvaluationSettings, Variant, read_contrasts, read_variants
 from psnet.predictor import Predictor
 from psnet.similarity import equal_weights
 from psnet.verdict import Calibration
@@ -39,6 +40,7 @@ class Session:
     def __init__(self, settings: EvaluationSettings) -> None:
         self.settings = settings
         self.variants = read_variants(settings)
+        self.contrasts = read_contrasts(settings)
         self.features = Path(settings.out) / "features"
         # Bound to the instance: two sessions share nothing.
         self._tables = cache(self._table)
@@ -80,13 +82,11 @@ class Session:
             for labels in self.settings.labels.values()
             for garment in read_any_labels(Path(labels), upright_only=False)
         }
-        with path.open(newline="", encoding="utf-8") as file:
-            chosen = [
-                path.parent / row["image"]
-                for row in csv.DictReader(file)
-                if row.get("category") in self.settings.empty_categories
-                and Path(row["image"]).name not in labelled
-            ]
+        chosen = [
+            path.parent / row["image"]
+            for _, row in read_csv(path, ("image", "category"))
+            if row["category"] in self.settings.empty_categories and Path(row["image"]).name not in labelled
+        ]
         wanted = min(self.settings.empty_images, self.settings.limit or self.settings.empty_images)
         return [read_picture(picture) for picture in chosen[:wanted]]
 
@@ -112,12 +112,15 @@ class Session:
         return self.variants[self.settings.main]
 
     def title(self, name: str) -> str:
-        """How tables call a variant."""
-        return self.variants[name].title or name
+        """How tables call a variant or a baseline."""
+        return self.variants[name].title or name if name in self.variants else BASELINE_NAMES[name]
 
-    def applies(self, variant: Variant, benchmark: Benchmark) -> bool:
-        """Whether the benchmark knows what the variant needs."""
-        return variant.boxes == "predicted" or bool(benchmark.boxes)
+    def measured(self, benchmark: Benchmark) -> list[str]:
+        """The variants and then the baselines to be measured on a benchmark: not those it knows too little
+        for."""
+        skipped = self.settings.skipped.get(benchmark.name, ())
+        known = [n for n, v in self.variants.items() if v.boxes == "predicted" or benchmark.boxes]
+        return [name for name in (*known, *self.settings.baselines) if name not in skipped]
 
     def predictor(self, variant: Variant, min_score: float | None = None) -> Predictor:
         """The variant's model, the first of an ensemble."""
@@ -162,21 +165,42 @@ class Session:
         comparable."""
         return self._scores(benchmark.name, name)
 
+    def changed_table(self, benchmark: Benchmark, variant: Variant, change: str) -> GarmentTable:
+        """``table`` with the photographs of the copies changed, see `psnet.evaluation.photographic`; boxes
+        are as the model finds them."""
+        settings = self.settings
+        rows, seed = photographic.changed_rows(benchmark, settings.changed_designs), settings.seed
+        other = garments.cached(
+            self._features_file(benchmark, variant.folders[0], f"{change}-{settings.changed_designs}-{seed}"),
+            lambda: garments.gather(
+                self.predictor(variant),
+                benchmark,
+                rows=rows,
+                read=lambda row: photographic.changed_picture(benchmark, row, change, seed),
+                progress=_progress(f"{benchmark.name}, {change}"),
+            ),
+        )
+        found = self._tables(benchmark.name, variant.folders[0], "predicted")
+        return photographic.replaced(found, other, rows)
+
+    def variant_scores(self, benchmark: Benchmark, variant: Variant, table: GarmentTable) -> np.ndarray:
+        """``scores`` of the variant's first model with another table of garments."""
+        rows = benchmark.rows
+        asked = [rows[query] for query in retrieval.queries(benchmark)]
+        return item_scores(table, asked, len(benchmark.items), self.score_settings(variant))
+
+    def _features_file(self, benchmark: Benchmark, weights: str | None, boxes: str) -> Path:
+        settings = self.settings
+        least = f"{settings.min_score:g}"
+        key = (benchmark.name, benchmark.digest, self._tags(weights), boxes, settings.precision, least)
+        return self.features / "_".join(key)
+
     def _table(self, benchmark: str, weights: str | None, boxes: str) -> GarmentTable:
         one = self.benchmarks[benchmark]
-        settings = self.settings
-        key = (
-            one.name,
-            one.digest,
-            self._tags(weights),
-            boxes,
-            settings.precision,
-            f"{settings.min_score:g}",
-        )
         return garments.cached(
-            self.features / "_".join(key),
+            self._features_file(one, weights, boxes),
             lambda: garments.gather(
-                self._load(weights, settings.min_score),
+                self._load(weights, self.settings.min_score),
                 one,
                 true_boxes=boxes == "labelled",
                 progress=_progress(one.name),

@@ -1,4 +1,5 @@
-"""``python -m psnet.train PART``: train one part or all of PS-Net, calibrate, and write a weights folder.
+"""``python -m psnet.train PART``: train one part or all of PS-Net, calibrate, and write a weights folder; the
+part asen, which "all" leaves out, trains the attribute-specific network.
 
 Needs torch, torchvision, timm, numpy, pandas and pillow; opencv only to cut garments out of photographs,
 once.
@@ -7,7 +8,6 @@ once.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from psnet.config import ConfigError, add_options, load_options
+from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
 from psnet.detector import build_detector
@@ -27,6 +28,8 @@ from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_c
 from psnet.predictor import Predictor
 from psnet.regions import GROUPS, NUM_REGIONS
 from psnet.similarity import SCORINGS
+from psnet.train.asen import train_asen
+from psnet.train.asen_settings import AsenSettings
 from psnet.train.calibrate import calibrate
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import LandmarkSamples, landmark_figures, landmark_loss
@@ -53,7 +56,16 @@ from psnet.weights import load_part, save_description, save_part
 LANDMARKS_FILE = "landmarks.safetensors"
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
-PARTS = ("detector", "landmarks", "self-training", "retrieval", "region-weights", "calibration", "all")
+PARTS = (
+    "detector",
+    "landmarks",
+    "self-training",
+    "retrieval",
+    "region-weights",
+    "calibration",
+    "all",
+    "asen",
+)
 
 
 def load_garments(
@@ -144,11 +156,10 @@ def _pseudo_labels(settings: TrainSettings) -> Path:
 
 def _catalogue(path: str) -> list[tuple[Path, str, str]]:
     """Picture, category and seller of every row."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            (Path(path).parent / row["image"], row.get("category", ""), row["seller_id"])
-            for row in csv.DictReader(file)
-        ]
+    return [
+        (Path(path).parent / row["image"], row.get("category", ""), row["seller_id"])
+        for _, row in read_csv(Path(path), ("image", "seller_id"))
+    ]
 
 
 def _loop(settings: TrainSettings, part: LoopSettings) -> LoopSettings:
@@ -376,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments or the data."""
     parser = argparse.ArgumentParser(prog="psnet train", description=__doc__)
     parser.add_argument("part", choices=PARTS)
-    add_options(parser, "psnet.train.settings.TrainSettings")
+    add_options(parser, "psnet.train.settings.TrainSettings (asen: psnet.train.asen_settings.AsenSettings)")
     arguments = parser.parse_args(argv)
     steps = {
         "detector": train_detector,
@@ -387,6 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "calibration": fit_calibration,
     }
     try:
+        if arguments.part == "asen":
+            train_asen(load_options(AsenSettings, arguments))
+            return 0
         settings = load_options(TrainSettings, arguments)
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         for name in steps if arguments.part == "all" else [arguments.part]:

@@ -20,13 +20,12 @@ from psnet.predictor import Garment, Predictor
 from psnet.regions import NUM_REGIONS
 from psnet.similarity import (
     BACKGROUND_PICTURES,
-    BACKGROUND_QUANTILE,
     LEAST_ABOVE,
     best_regions_score,
     block_cosines,
     compare,
     compare_block,
-    level_rank,
+    levels_of,
     normalise,
 )
 from psnet.taxonomy import Taxonomy
@@ -73,8 +72,7 @@ class Described:
     def levels(self, sample: Described) -> np.ndarray:
         """(n,) what each reaches with a sample of others, see `psnet.similarity.normalise`."""
         cos, both = block_cosines(self.features, self.presence, sample.features, sample.presence)
-        scores = np.sort(best_regions_score(cos, both, np.ones(NUM_REGIONS, np.float32)), axis=1)
-        return scores[:, level_rank(scores.shape[1], BACKGROUND_QUANTILE)]
+        return levels_of(best_regions_score(cos, both, np.ones(NUM_REGIONS, np.float32)))
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ def test_a_run_without_suspects_and_a_file_without_columns(tmp_path: Path, truth
     with pytest.raises(UserError, match="psnet match"):
         verdicts(RunDirectory(tmp_path / "none"), read_truth(truth))
     truth.write_text("original,copy\n")
-    with pytest.raises(UserError, match="missing column relation"):
+    with pytest.raises(UserError, match="no column relation"):
+        read_truth(truth)
+    truth.write_text("original,copy,relation,group,modified\na,b,stolen,dress,\n")
+    with pytest.raises(UserError, match=r"truth\.csv, line 2: unknown relation 'stolen'"):
         read_truth(truth)
     with pytest.raises(UserError, match="cannot be read"):
         read_truth(tmp_path / "other.csv")

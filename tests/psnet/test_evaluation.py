@@ -14,16 +14,17 @@ from PIL import Image
 from psnet.boxes import overlaps
 from psnet.config import ConfigError, load_config
 from psnet.data.photographs import LabelledGarment
-from psnet.evaluation import detection, landmarks, paper, plagiarism, retrieval
+from psnet.evaluation import detection, landmarks, paper, photographic, plagiarism, retrieval
 from psnet.evaluation.baselines import hash_scores, perceptual_hash, sift_scores
-from psnet.evaluation.benchmark import Benchmark, Item, TruthPair, parts_of, read_benchmark
+from psnet.evaluation.benchmark import Benchmark, Item, read_benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
-from psnet.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_median, wilson
+from psnet.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_median, wilson, wilson_of_clusters
 from psnet.evaluation.keypoints import deepfashion2_sigmas
 from psnet.evaluation.scores import ScoreSettings, best_garments, item_scores, levels
 from psnet.evaluation.session import mean_of_members
-from psnet.evaluation.settings import EvaluationSettings, read_variants
+from psnet.evaluation.settings import EvaluationSettings, read_contrasts, read_variants
 from psnet.evaluation.tables import Table, read_tables, write_tables
+from psnet.evaluation.truth import TruthPair, parts_of
 from psnet.predictor import Garment
 from psnet.regions import GROUPS, MIRROR, REGIONS, Presence
 from psnet.similarity import compare, compare_block, equal_weights, normalise
@@ -42,6 +43,30 @@ def test_wilson_as_in_the_textbook():
     assert (share.low, share.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(0, 5).low == 0 and wilson(5, 5).high == 1
     assert math.isnan(wilson(0, 0).value)
+
+
+def test_wilson_of_clusters_counts_clusters_where_they_fall_together():
+    single = wilson_of_clusters(np.array([1] * 8 + [0] * 2), np.ones(10))
+    assert (single.value, single.count) == (0.8, 10)
+    assert single.low == pytest.approx(wilson(8, 10).low, abs=0.08)
+    together = wilson_of_clusters(np.array([20, 0, 20, 20, 0]), np.full(5, 20))
+    apart = wilson_of_clusters(np.full(5, 12), np.full(5, 20))
+    assert together.value == apart.value == 0.6
+    assert together.high - together.low > 3 * (apart.high - apart.low)
+    assert wilson(60, 100).low - 0.05 < apart.low < wilson(60, 100).low
+    # Nothing seen in five queries of twenty pairs is no more than nothing seen in five.
+    assert wilson_of_clusters(np.zeros(5), np.full(5, 20)).high == pytest.approx(wilson(0, 5).high)
+    assert math.isnan(wilson_of_clusters(np.zeros(3), np.zeros(3)).value)
+    with pytest.raises(ValueError, match="no share"):
+        wilson_of_clusters(np.array([2]), np.array([1]))
+
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(300):
+        rate = rng.beta(1, 4, 60)  # mean 0.2, most of it between the clusters
+        trials = rng.integers(1, 40, 60)
+        estimate = wilson_of_clusters(rng.binomial(trials, rate), trials)
+        covered.append(estimate.low <= 0.2 <= estimate.high)
+    assert np.mean(covered) > 0.92
     with pytest.raises(ValueError, match="no share"):
         wilson(3, 2)
 
@@ -103,7 +128,7 @@ def test_a_subset_keeps_designs_whole(tmp_path):
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        ("o,nobody,identical,top,,,0\n", "line 2: nobody is not in"),
+        ("o,nobody,identical,top,,,0\n", "nobody is not in"),
         ("o,c,stolen,top,,,0\n", "unknown relation 'stolen'"),
         ("o,c,identical,hat,,,0\n", "unknown group 'hat'"),
         ("o,c,plagiarised,top,pocket,,0\n", "unknown region 'pocket'"),
@@ -124,7 +149,7 @@ def test_other_mistakes_in_a_benchmark(tmp_path):
     with pytest.raises(ValueError, match=r"boxes\.jsonl, line 1"):
         read_benchmark(folder)
     (folder / "truth.csv").write_text("original,copy\n")
-    with pytest.raises(ValueError, match="missing column relation, group, modified"):
+    with pytest.raises(ValueError, match="no column relation, group, modified"):
         read_benchmark(folder)
 
 
@@ -230,6 +255,95 @@ def test_precision_over_recall_by_hand():
         (0.5, pytest.approx(2 / 3)),
         (0.75, 0.75),
         (1.0, 0.8),
+    ]
+
+
+def test_a_curve_of_one_group_knows_that_group_alone():
+    scores = np.full((2, 9), -np.inf, np.float32)
+    scores[0, [1, 2, 3, 8]] = [0.9, 0.4, 0.2, 0.6]
+    scores[1, [5, 8]] = [0.6, 0.7]
+    assert retrieval.precision_recall(THREE, scores, group="tops") == [(1.0, 0.5)]
+    assert retrieval.precision_recall(THREE, scores, group="outwear") == []
+
+
+def test_a_contrast_is_judged_query_by_query():
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(0, 0.9, 60)
+
+    def results(gain: float) -> list[retrieval.QueryResult]:
+        figures = [dict.fromkeys(retrieval.FIGURES, float(h + gain)) for h in hard]
+        return [retrieval.QueryResult(str(q), "tops", f, {}) for q, f in enumerate(figures)]
+
+    # A gain that is the same for every query is certain, however much the queries differ.
+    better = retrieval.contrast([results(0.02), results(0.04)], [results(0.0)])
+    assert [(e.value, e.low, e.high) for e in better.values()] == [(pytest.approx(0.03),) * 3] * 4
+    same = retrieval.contrast([results(0.0)], [results(0.0)])
+    table = retrieval.contrast_table("t", "", [("a", "x", "y", better), ("b", "x", "y", same)])
+    assert [row[-1] for row in table.rows] == ["helps", "not shown"]
+
+
+# --- changes of the photograph
+
+
+@pytest.mark.parametrize("change", list(photographic.CHANGES))
+def test_a_change_changes_and_repeats_itself(tmp_path, change):
+    rng = np.random.default_rng(1)
+    for name in "ocx":
+        cells = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+        Image.fromarray(cells).resize((100, 120), Image.Resampling.BILINEAR).save(tmp_path / f"{name}.png")
+    folder = write_benchmark(tmp_path, "o,c,plagiarised,top,chest,,0\n")
+    (folder / "catalogue.csv").write_text(
+        "item_id,image,seller_id\n" + "".join(f"{n},{n}.png,s\n" for n in "ocx")
+    )
+    box = {"item_id": "c", "bbox": [20, 30, 80, 100], "regions": {}}
+    (folder / "boxes.jsonl").write_text(json.dumps(box) + "\n")
+    one = read_benchmark(folder)
+    (row,) = photographic.changed_rows(one, 1)
+    before, after = read_picture(one.items[row].image), photographic.changed_picture(one, row, change)
+    assert after.dtype == np.uint8 and after.ndim == 3 and after.shape[2] == 3
+    assert after.shape != before.shape or (after != before).mean() > 0.2
+    np.testing.assert_array_equal(after, photographic.changed_picture(one, row, change))
+    if change == "flipped":
+        np.testing.assert_array_equal(after[:, ::-1], before)
+    if change == "surroundings":
+        np.testing.assert_array_equal(after[30:100, 20:80], before[30:100, 20:80])
+    if change == "cropped":
+        assert after.shape in ((120, 85, 3), (102, 100, 3))
+
+
+def test_garments_of_changed_photographs_take_the_place_of_the_others():
+    eye = np.eye(8)[:5]
+    table = garments(np.stack([eye * k for k in (1, 2, 3, 4)]), [0, 1, 1, 3])
+    other = garments(np.stack([eye[::-1], eye[::-1]]), [1, 2])
+    now = photographic.replaced(table, other, [1, 2])
+    assert now.item.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(now.features[1], other.features[0])
+    # An item in whose changed photograph nothing was found has no garment any more.
+    assert photographic.replaced(table, other, [1, 2, 3]).item.tolist() == [0, 1, 2]
+
+
+def test_what_a_change_costs_by_hand():
+    before = ([[True, True], [True]], [[True], [False]])
+    after = ([[True, False], [False]], [[True], [False]])
+    table = photographic.change_table("t", "", {"none": before, "turned": after})
+    assert table.rows[0][2] is None and table.rows[0][4] is None
+    name, early, costs, listed, same = table.rows[1]
+    assert (name, early.value, early.count, listed.value) == ("turned", pytest.approx(1 / 3), 3, 0.5)
+    assert costs.value == -0.75 and (same.low, same.value, same.high) == (0, 0, 0)
+    low = -np.inf
+    scores = [[low, 0.9, 0.8, 0.3, 0.1, 0.2, 0.1, 0.0, 0.5], [low] * 9]
+    results = retrieval.rank_queries(THREE, np.array(scores, np.float32))
+    assert photographic.found_early(results, ["a", "b"]) == [[True, True], [False]]
+    listed_pairs = {frozenset(("a", "a1")), frozenset(("a", "b1")), frozenset(("a", "a3"))}
+    assert photographic.listed_copies(THREE, listed_pairs, ["a", "b"]) == [[True, False, True], [False]]
+    # Of some designs alone.
+    assert photographic.found_early(results, ["b"]) == [[False]]
+    assert photographic.listed_copies(THREE, listed_pairs, ["a"]) == [[True, False, True]]
+    assert photographic.changed_designs(THREE, 1) == ["a"] and photographic.changed_rows(THREE, 9) == [
+        1,
+        2,
+        3,
+        5,
     ]
 
 
@@ -672,19 +786,28 @@ def test_tables_survive_the_disk(tmp_path):
         ("main=other", "no variant 'other'"),
         ("variants.psnet.weights=[a, b]", "is an ensemble"),
         ("baselines=[md5]", "unknown baseline 'md5'"),
+        ("changes=[eaten]", "unknown change 'eaten'"),
+        ("skipped.bench=[md5]", r"skipped\.bench: 'md5' is no variant"),
+        ("skipped.bench=[psnet]", r"skipped\.bench: 'psnet' is no variant"),
+        ("contrasts.a={having: [psnet], lacking: [other]}", r"contrasts\.a: no variant 'other'"),
+        ("contrasts.a={having: [psnet]}", r"contrasts\.a: names no variant"),
+        ("contrasts.a={with: [psnet]}", r"contrasts\.a: unknown key with"),
     ],
 )
 def test_mistakes_in_the_settings_name_the_key(override, message):
     with pytest.raises(ConfigError, match=message):
-        read_variants(load_config(EvaluationSettings, overrides=[override]))
+        settings = load_config(EvaluationSettings, overrides=[override])
+        read_variants(settings)
+        read_contrasts(settings)
 
 
 def test_the_shipped_configuration_is_sound():
     file = Path(__file__).parents[2] / "conf" / "evaluate.yaml"
     settings = load_config(EvaluationSettings, file)
     variants = read_variants(settings)
+    assert read_contrasts(settings)
     assert variants["manual"].region_weights == "manual" and variants["true_boxes"].boxes == "labelled"
     defaults = EvaluationSettings()
     for field in dataclasses.fields(settings):
-        if field.name != "variants":
+        if field.name not in ("variants", "contrasts"):
             assert getattr(settings, field.name) == getattr(defaults, field.name), field.name

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from psnet.evaluation import pictures
-from psnet.evaluation.__main__ import PARTS, main, measure
+from psnet.evaluation.__main__ import PARTS, main, measure, region_weights
 from psnet.evaluation.benchmark import read_benchmark
 from psnet.evaluation.garments import gather
 from psnet.evaluation.session import Session
@@ -47,7 +47,12 @@ def settings(data: Path, out: Path, **more) -> EvaluationSettings:
     variants = {
         "psnet": {"weights": str(data / "crop"), "paper": "psnet"},
         "true": {"weights": str(data / "crop"), "boxes": "labelled", "verdicts": True},
-        "roi": {"weights": str(data / "roi"), "scoring": "weighted", "region_weights": "manual"},
+        "roi": {
+            "weights": str(data / "roi"),
+            "scoring": "weighted",
+            "region_weights": "manual",
+            "curve": True,
+        },
         "pcb": {"weights": str(data / "pcb"), "scoring": "weighted", "paper": "pcb"},
         "both": {"weights": [str(data / "crop"), str(data / "roi")], "title": "ensemble"},
     }
@@ -56,6 +61,8 @@ def settings(data: Path, out: Path, **more) -> EvaluationSettings:
         "labels": {"labelled": str(data / "labels")},
         "empty": str(data / "empty.csv"),
         "variants": variants,
+        "contrasts": {"a crop per region": {"having": ["psnet"], "lacking": ["roi", "pcb"]}},
+        "changes": ("flipped", "surroundings"),
         "baselines": ("phash",),
         "out": str(out),
         "device": "cpu",
@@ -97,6 +104,27 @@ def test_all_methods_stand_side_by_side(measured):
         assert all(0 <= cell.low <= cell.value <= cell.high <= 1 for cell in row[1:5])
 
 
+def test_contrasts_name_their_sides(measured):
+    _, parts = measured
+    (row,) = parts["ablation"]["What each part is worth: drawn"].rows
+    assert row[:3] == ("a crop per region", "psnet", "mean of 2: roi … pcb")
+    overall = {r[0]: r for r in parts["ablation"]["All methods, overall: drawn"].rows}
+    others = (overall["roi"][4].value + overall["pcb"][4].value) / 2
+    assert row[5].value == pytest.approx(overall["psnet"][4].value - others)
+
+
+def test_every_change_of_the_photograph_is_looked_at(measured):
+    chosen, parts = measured
+    (table,) = parts["photographs"].values()
+    assert [row[0] for row in table.rows] == [
+        "none", "flipped left to right", "another photograph around the garment's box",
+    ]  # fmt: skip
+    assert {(row[1].count, row[3].count) for row in table.rows} == {(6, 8)}
+    listed = {row[0]: row for row in parts["plagiarism"]["psnet, copies listed by kind: drawn"].rows}
+    assert table.rows[0][3] == listed["all"][2]
+    assert len(list(Path(chosen.out).glob("features/*_flipped-80-0_*.npz"))) == 1
+
+
 def test_verdicts_cover_every_copy(measured):
     _, parts = measured
     tables = parts["plagiarism"]
@@ -116,7 +144,7 @@ def test_made_again_the_tables_need_no_network(measured, monkeypatch):
 
     monkeypatch.setattr(Predictor, "predict", never)
     monkeypatch.setattr(Predictor, "describe", never)
-    for part in ("retrieval", "plagiarism", "ablation"):
+    for part in ("retrieval", "photographs", "plagiarism", "ablation"):
         assert {t.title: t.text() for t in measure(part, chosen)} == {
             title: t.text() for title, t in parts[part].items()
         }
@@ -129,6 +157,17 @@ def test_features_of_other_settings_are_other_files(data, tmp_path):
         (one,) = session.benchmarks.values()
         counts.append(len(session.table(one, session.main)))
     assert counts[0] > counts[2] and len(list(tmp_path.glob("features/*.npz"))) == 3
+
+
+def test_what_is_skipped_on_a_benchmark_is_not_measured(data, tmp_path):
+    (tmp_path / "bare").mkdir()
+    for name in ("catalogue.csv", "truth.csv"):
+        (tmp_path / "bare" / name).write_bytes((data / "bench" / name).read_bytes())
+    both = {"drawn": str(data / "bench"), "bare": str(tmp_path / "bare")}
+    session = Session(settings(data, tmp_path, benchmarks=both, skipped={"drawn": ("pcb", "phash")}))
+    assert session.measured(session.benchmarks["drawn"]) == ["psnet", "true", "roi", "both"]
+    # Without boxes.jsonl there are no true boxes.
+    assert session.measured(session.benchmarks["bare"]) == ["psnet", "roi", "pcb", "both", "phash"]
 
 
 def test_true_boxes_are_used_as_they_stand(data):
@@ -152,7 +191,7 @@ def test_a_branch_without_regions_knows_no_presence(data):
 
 def test_the_pictures(data, measured, tmp_path):
     chosen, _ = measured
-    chosen = dataclasses.replace(chosen, pictures={"drawn": str(tmp_path)})
+    chosen = dataclasses.replace(chosen, pictures={"drawn": str(tmp_path)}, outlines=("drawn",))
     (table,) = measure("pictures", chosen)
     assert {row[0] for row in table.rows} == {
         "landmarks", "region_weights", "precision_recall", "retrieval", "attention",
@@ -162,6 +201,28 @@ def test_the_pictures(data, measured, tmp_path):
         with Image.open(file) as picture:
             # Not one colour all over.
             assert np.asarray(picture).std() > 5
+
+
+def test_an_outline_shows_edges_alone():
+    pixels = np.full((60, 60, 3), (200, 40, 40), np.uint8)
+    pixels[20:40, 20:40] = (30, 200, 60)
+    drawn = pictures.outline(pixels)
+    assert drawn.shape == pixels.shape and (drawn[..., 0] == drawn[..., 1]).all()
+    assert (drawn[5:10, 5:10] == 255).all() and (drawn[28:32, 28:32] == 255).all()
+    assert drawn[30, 18:22].min() < 100
+
+
+def test_the_region_weights_shown_are_those_of_the_main_model(data, tmp_path):
+    variants = {
+        "psnet": {"weights": str(data / "crop")},
+        "manual": {"weights": str(data / "crop"), "region_weights": "manual", "title": "a prior"},
+        "other": {"weights": str(data / "roi"), "region_weights": "manual"},
+    }
+    assert list(region_weights(Session(settings(data, tmp_path, variants=variants, contrasts={})))) == [
+        "a prior"
+    ]
+    shipped = region_weights(Session(settings(data, tmp_path)))
+    assert list(shipped) == ["psnet"] and shipped["psnet"].shape == (4, 5)
 
 
 def test_the_retrieval_picture_frames_what_it_shows(data):
@@ -182,8 +243,8 @@ def test_the_results_page(measured, tmp_path):
     chosen, _ = measured
     config = tmp_path / "evaluate.json"
     config.write_text(json.dumps(dataclasses.asdict(chosen)))
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "retrieval.jpg").write_bytes(b"")
+    (tmp_path / "pictures" / "drawn").mkdir(parents=True)
+    (tmp_path / "pictures" / "drawn" / "retrieval.jpg").write_bytes(b"")
     command = [sys.executable, "-m", "benchmarks.results", "--config", str(config)]
     command += ["--out", str(tmp_path / "RESULTS.md")]
     root = Path(__file__).parents[2]
@@ -192,7 +253,7 @@ def test_the_results_page(measured, tmp_path):
     assert "measuring" not in done.stderr
     page = (tmp_path / "RESULTS.md").read_text()
     assert "## Verdicts and leakage" in page and "paper: mAP" in page
-    assert "](pictures/retrieval.jpg)" in page and "attention.jpg" not in page
+    assert "](pictures/drawn/retrieval.jpg)" in page and "attention.jpg" not in page
 
 
 def test_the_fingerprint_follows_what_is_measured(data, tmp_path):

@@ -113,7 +113,7 @@ def test_items_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match="'q1' is listed twice"):
         read_plagiarized_fashion(write_small(tmp_path, "", "q1,gallery/q1.jpg,vest,tops\n"))
     (tmp_path / "query.csv").write_text("item_id,image\n")
-    with pytest.raises(ValueError, match=r"query\.csv, line 1: no column 'category'"):
+    with pytest.raises(ValueError, match=r"query\.csv, line 1: no column category"):
         read_plagiarized_fashion(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"query\.csv"):
         read_plagiarized_fashion(tmp_path / "none")
