@@ -46,6 +46,7 @@ from pipeline.sift import (
     coarse_scores,
     collect,
     columns_of_rank,
+    kth_lower_bounds,
     mark,
     presence_codes,
     push_all,
@@ -392,28 +393,32 @@ class _BlockSearch:
         """Find out what the rows' pairs have to beat, as long as nothing is known: their best among some
         pictures. Otherwise the first tiles would hold nearly all of their pairs."""
         rows, columns = self.to_rows.side, self.to_columns.side
-        best_k, step = rows.heap.shape[1], len(self._columns) // _SEEDS
-        if not (rows.known == -np.inf).any() or step < 4 or best_k > _SEEDS // 4:
+        best_k, seeds = rows.heap.shape[1], min(_SEEDS, len(self._columns) // 5)
+        if not (rows.known == -np.inf).any() or seeds < 4 * best_k:
             return
-        number = columns.number[::step][:_SEEDS]
-        chosen = columns.starts[:-1:step][:_SEEDS]
+        step = len(self._columns) // seeds
+        number, chosen = columns.number[::step][:seeds], columns.starts[:-1:step][:seeds]
         left, right = self._left, self._right
         codes, scale = right.codes[:, torch.from_numpy(chosen)], right.scale[:, chosen]
         code, error, half = right.code[:, chosen], right.error[chosen], columns.half[chosen]
+        planes = torch.empty(NUM_REGIONS * _TILE_ROWS * seeds, dtype=torch.int32)
         for start in range(0, len(self._rows.garment), _TILE_ROWS):
             at = slice(start, start + _TILE_ROWS)
             picture = rows.picture[at]
             shape = NUM_REGIONS, len(picture), len(chosen)
-            planes = self._multiply(left.codes[:, at], codes, torch.empty(shape, dtype=torch.int32))
+            room = planes[: shape[0] * shape[1] * shape[2]].view(shape)
+            products = self._multiply(left.codes[:, at], codes, room)
             scores = np.empty(shape[1:], np.float32)
             coarse_scores(
-                self._kind, planes, start, left.scale, left.code, rows.weights, scale, code, scores
+                self._kind, products, start, left.scale, left.code, rows.weights, scale, code, scores
             )  # fmt: skip
-            least = normalise(scores - (left.error[at, None] + error), rows.half[at, None] + half)
-            least[rows.number[picture][:, None] == number] = -np.inf  # no picture is its own partner
-            place = len(chosen) - best_k
+            bounds = np.empty(len(picture), np.float32)
+            kth_lower_bounds(
+                scores, best_k, left.error[at], rows.half[at], rows.number[picture], error, half, number,
+                bounds,
+            )  # fmt: skip
             # What one garment of a picture reaches, the picture reaches.
-            np.maximum.at(rows.known, picture, np.partition(least, place, axis=1)[:, place])
+            np.maximum.at(rows.known, picture, bounds)
         rows.cut[:] = rows.known[rows.picture] - self._cuts.slack
 
     def run(self) -> _BlockSearch:

@@ -683,7 +683,9 @@ def _commit_block(target: Path, sides: Sequence[Kept], cpu_seconds: float) -> No
     every = Candidates.joined([side.candidates for side in sides])
     left_out = sum(side.left_out for side in sides)
     table = pa.Table.from_arrays(list(vars(every).values()), schema=_BLOCK_SCHEMA)
-    _commit(target, table.replace_schema_metadata(_accounts(left_out, cpu_seconds)))
+    table = table.replace_schema_metadata(_accounts(left_out, cpu_seconds))
+    # Numbers of little redundancy, read again soon.
+    _commit(target, table, use_dictionary=False, compression="none")
 
 
 def _accounts(left_out: int, cpu_seconds: float) -> dict[str, str]:
@@ -696,11 +698,11 @@ def _read_candidates(path: Path) -> Candidates:
     return Candidates(*(np.array(table[name]) for name in _BLOCK_SCHEMA.names))
 
 
-def _commit(target: Path, table: pa.Table) -> None:
+def _commit(target: Path, table: pa.Table, **options: Any) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(table, file)
+            pq.write_table(table, file, **options)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -369,6 +369,29 @@ def push_all(heaps, query, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def kth_lower_bounds(  # type: ignore[no-untyped-def]
+    scores, k, error_q, half_q, number_q, error_x, half_x, number_x, bounds
+):
+    """What the k-th best normalised score of each row is at least.
+
+    Args:
+        scores: (rows, columns) float32 in eight bits; bounds instead afterwards. Per side: error, half (of a
+            level), number (of the picture), one-dimensional.
+        bounds: (rows,) float32, the result.
+    """
+    for i in range(scores.shape[0]):
+        line, error, half = scores[i], error_q[i], half_q[i]
+        for j in range(len(line)):
+            level = half + half_x[j]
+            line[j] = (line[j] - (error + error_x[j]) - level) / _greater(_ONE - level, _LEAST_ROOM)
+        heap = np.full((1, k), -np.inf, np.float32)
+        for j in range(len(line)):
+            if line[j] > heap[0, 0] and number_x[j] != number_q[i]:  # no picture is its own partner
+                push(heap, 0, line[j])
+        bounds[i] = heap[0, 0]
+
+
+@njit(cache=True, nogil=True)
 def columns_of_rank(values, usable, rank):  # type: ignore[no-untyped-def]
     """For each row the first column of its ``rank``-th greatest usable value.
 
