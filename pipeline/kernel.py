@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from pipeline.half import rows_as_float32
-from pipeline.quantise import Quantised, quantise
+from pipeline.quantise import Quantised, quantise, tangent
 from pipeline.sift import (
     BACKWARD,
     BACKWARD_TURNED,
@@ -351,13 +351,14 @@ class _BlockSearch:
         if not self._same:
             none = np.full(len(columns), np.inf, np.float32)
             self.to_columns = _Queries(columns, wanted, column_floors or Floors(none, none), slack)
-        self._cuts = Cuts(
-            np.float32(wanted.threshold), np.float32(wanted.normalised_threshold), MARGIN, np.float32(slack)
-        )
         codes = [rows.codes, columns.codes]
         if mirrored:
             codes += [rows.mirrored_codes, columns.mirrored_codes]
-        self._norm = max(one.norm for one in codes)
+        norm = max(one.norm for one in codes)
+        error = max(one.error.max(initial=0) for one in codes)
+        numbers = (wanted.threshold, wanted.normalised_threshold, MARGIN, slack, norm, *tangent(norm))
+        # Rounding of all other numbers stays far below the margin.
+        self._cuts = Cuts(*map(np.float32, numbers), np.float32(error**2 + MARGIN))
         to_rows, to_columns = self.to_rows.side, self.to_columns.side
         self._left = self._part(rows.codes, to_rows.code_query)
         self._right = self._part(columns.codes, to_columns.code)
@@ -383,11 +384,7 @@ class _BlockSearch:
         self._held: list[Held] = []
 
     def _part(self, codes: Quantised, code: np.ndarray) -> _Part:
-        """With an error that is what a garment adds to the bound (2) of ``pipeline.quantise``, and half of
-        what rounding the other numbers may add."""
-        error = codes.error_of_mean(3 if self._kind == SAME_WEIGHTS else 1)
-        error = (error * np.float32(self._norm) + MARGIN / 2).astype(np.float32)
-        return _Part(torch.from_numpy(codes.codes), codes.scale, error, code)
+        return _Part(torch.from_numpy(codes.codes), codes.scale, codes.error.max(0), code)
 
     def _seed(self) -> None:
         """Find out what the rows' pairs have to beat, as long as nothing is known: their best among some
@@ -415,7 +412,7 @@ class _BlockSearch:
             bounds = np.empty(len(picture), np.float32)
             kth_lower_bounds(
                 scores, best_k, left.error[at], rows.half[at], rows.number[picture], error, half, number,
-                bounds,
+                self._cuts, bounds,
             )  # fmt: skip
             # What one garment of a picture reaches, the picture reaches.
             np.maximum.at(rows.known, picture, bounds)

@@ -105,12 +105,20 @@ class Found(NamedTuple):
 
 class Cuts(NamedTuple):
     """``threshold``, ``least``: of the score and the normalised score; ``margin``, ``slack``: what these may
-    be off by, twice over."""
+    be off by, twice over.
+
+    How far a score in eight bits can be off, (2) of ``pipeline.quantise``: the errors of both sides times
+    what is less, ``flat`` or ``bend + slope * score``; ``extra`` on top.
+    """
 
     threshold: np.float32
     least: np.float32
     margin: np.float32
     slack: np.float32
+    flat: np.float32
+    bend: np.float32
+    slope: np.float32
+    extra: np.float32
 
 
 def presence_codes(presence: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -217,6 +225,7 @@ def mark(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     error_of, half_of, cut_of = error_x[c0:c1], half_x[c0:c1], cut_x[c0:c1]
     least, threshold = cuts.least, cuts.threshold
+    flat, bend, slope, extra = cuts.flat, cuts.bend, cuts.slope, cuts.extra
     for row in range(rows):
         i = first_row + row
         p0, p1, p2, p3, p4 = planes[0, row], planes[1, row], planes[2, row], planes[3, row], planes[4, row]
@@ -230,7 +239,8 @@ def mark(  # type: ignore[no-untyped-def]
                 v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else _NONE
                 v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else _NONE
                 v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else _NONE
-                upper = _mean_of_best_three(v0, v1, v2, v3, v4) + (error + error_of[j])
+                middle = _mean_of_best_three(v0, v1, v2, v3, v4)
+                upper = middle + ((error + error_of[j]) * _lesser(flat, bend + slope * middle) + extra)
                 level = half + half_of[j]
                 room = _greater(_ONE - level, _LEAST_ROOM)
                 reached = _greater(level + room * least, threshold)
@@ -245,7 +255,8 @@ def mark(  # type: ignore[no-untyped-def]
                 v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else _NONE
                 v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else _NONE
                 v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else _NONE
-                upper = _weighted(kind, v0, v1, v2, v3, v4, w) + (error + error_of[j])
+                middle = _weighted(kind, v0, v1, v2, v3, v4, w)
+                upper = middle + ((error + error_of[j]) * _lesser(flat, bend + slope * middle) + extra)
                 level = half + half_of[j]
                 room = _greater(_ONE - level, _LEAST_ROOM)
                 reached = _greater(level + room * least, threshold)
@@ -370,7 +381,7 @@ def push_all(heaps, query, value):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def kth_lower_bounds(  # type: ignore[no-untyped-def]
-    scores, k, error_q, half_q, number_q, error_x, half_x, number_x, bounds
+    scores, k, error_q, half_q, number_q, error_x, half_x, number_x, cuts, bounds
 ):
     """What the k-th best normalised score of each row is at least.
 
@@ -379,11 +390,13 @@ def kth_lower_bounds(  # type: ignore[no-untyped-def]
             level), number (of the picture), one-dimensional.
         bounds: (rows,) float32, the result.
     """
+    flat, bend, slope, extra = cuts.flat, cuts.bend, cuts.slope, cuts.extra
     for i in range(scores.shape[0]):
         line, error, half = scores[i], error_q[i], half_q[i]
         for j in range(len(line)):
             level = half + half_x[j]
-            line[j] = (line[j] - (error + error_x[j]) - level) / _greater(_ONE - level, _LEAST_ROOM)
+            off = (error + error_x[j]) * _lesser(flat, bend + slope * line[j]) + extra
+            line[j] = (line[j] - off - level) / _greater(_ONE - level, _LEAST_ROOM)
         heap = np.full((1, k), -np.inf, np.float32)
         for j in range(len(line)):
             if line[j] > heap[0, 0] and number_x[j] != number_q[i]:  # no picture is its own partner
@@ -445,7 +458,7 @@ def collect(  # type: ignore[no-untyped-def]
     code_x, half_x = columns.code, columns.half
     known_x, low_x, heap_x, cut_x = columns.known, columns.low, columns.heap, columns.cut
     held_row, held_column, held_upper, held_bits = held.row, held.column, held.upper, held.bits
-    slack = cuts.slack
+    slack, flat, bend, slope, extra = cuts.slack, cuts.flat, cuts.bend, cuts.slope, cuts.extra
     count = 0
     for row in range(marks.shape[0]):
         for word in range(words.shape[1]):
@@ -472,7 +485,7 @@ def collect(  # type: ignore[no-untyped-def]
                             middle = _mean_of_best_three(v0, v1, v2, v3, v4)
                         else:
                             middle = _weighted(kind, v0, v1, v2, v3, v4, _sixteen(weights_q, i))
-                        error = error_q[i] + error_x[j]
+                        error = (error_q[i] + error_x[j]) * _lesser(flat, bend + slope * middle) + extra
                         level = half_q[i] + half_x[j]
                         room = _greater(_ONE - level, _LEAST_ROOM)
                         upper = _greater(upper, (middle + error - level) / room)
