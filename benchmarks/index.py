@@ -230,14 +230,15 @@ def main() -> None:
         index.search(queries.take(slice(number, number + 1)), 66)
         single.append(time.perf_counter() - start)
     manifest = Manifest.read(run.index_dir)
-    vectors = sum(shard.files[".faiss"].size for shard in manifest.shards)
+    beside = (".features", ".parquet")
+    vectors = sum(f.size for one in manifest.shards for s, f in one.files.items() if s not in beside)
     shares = ", ".join(f"{share:.3f} with {c} regions changed" for c, share in found_copies(sweep).items())
     lines = [
         f"## {arguments.garments:,} garments, {arguments.originals:,} originals, {manifest.factory}",
         "",
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, faiss {faiss.__version__}; "
         f"{manifest.region_dim or DIM} numbers a region, nprobe {manifest.nprobe}, "
-        f"{len(manifest.shards)} shards, {vectors / 1e6:,.0f} MB of vectors.",
+        f"{len(manifest.shards)} shards, {vectors / 1e6:,.0f} MB beside the features.",
         "",
         "| what | seconds |",
         "|---|---|",

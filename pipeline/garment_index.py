@@ -176,6 +176,10 @@ class GarmentIndex:
         """Number of garments."""
         return sum(len(shard.vectors) for shard in self.shards)
 
+    def reduce(self, features: np.ndarray) -> np.ndarray:
+        """(n, 5, d) features as the index has them, (n, 5, d') float32."""
+        return self._template.reduce(features)
+
     def search(self, queries: Queries, k: int, *, scoring: str = "best_regions") -> Found:
         """The best ``k`` garments of each query, exactly scored.
 
@@ -252,6 +256,8 @@ class GarmentIndex:
                 of region lists.
         """
         centroids = self._template.centroids
+        if not len(queries):
+            return Candidates(*np.empty((3, 0), np.int64))
         if centroids is not None:
             return self._from_lists(centroids, queries, k, scoring, allowed, deeper)
         selected = [

@@ -102,6 +102,12 @@ class Block:
     starts: np.ndarray
     picture: np.ndarray
 
+    def __post_init__(self) -> None:
+        for name in ("features", "mirrored"):
+            # Compiled code reads the bytes, and would read on beyond those of another type.
+            if getattr(self, name).dtype != np.float16:
+                raise ValueError(f"{name} must be float16, not {getattr(self, name).dtype}")
+
     def __len__(self) -> int:
         """m, the number of pictures."""
         return len(self.starts)

@@ -138,15 +138,16 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 if former.is_dir() and former != folder:
                     shutil.rmtree(former, ignore_errors=True)
             members = _members(run)
+            sources: Sequence[Path | Vectors] = shards
             if through_index:
                 # FAISS is large, and an exact search does without it.
                 from pipeline.sweep import narrowed
 
-                members, found = narrowed(run, members, settings, calibration)
-                stage.note(**found)
+                members, sources, said = narrowed(run, members, settings, calibration)
+                stage.note(**said)
             target = folder / "vectors"
             if not has_vectors(target):
-                write_vectors(target, shards, members.pictures)
+                write_vectors(target, sources, members.pictures)
             vectors = open_vectors(target)
             sides = members.sides(vectors)
             search = Search(folder, settings, calibration, sides, run if pruned else None)

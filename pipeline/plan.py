@@ -302,19 +302,22 @@ def _pair_rates(dim: int, settings: Settings, seconds: float) -> tuple[float, fl
 
     def take_levels() -> None:
         garments, sample = (
-            Garments(block.features[:at], block.presence[:at], block.weights[:at], block.picture[:at])
+            Garments(
+                block.features[:at].astype(np.float32),
+                block.presence[:at],
+                block.weights[:at],
+                block.picture[:at],
+            )
             for block, at in ((rows, _KERNEL_GARMENTS), (columns, chosen.background_size))
         )
         background(garments, sample, chosen.background_quantile, scoring=chosen.scoring)
 
-    features = rows.features.astype(np.float16)
+    features = rows.features
     template = train_template(features, plan_index(IndexSettings(), _KERNEL_GARMENTS, dim))
 
     def fill() -> None:
         with tempfile.TemporaryDirectory(prefix="psnet-plan-") as folder:
-            (Path(folder) / "features").write_bytes(
-                features.tobytes() + rows.mirrored.astype(np.float16).tobytes()
-            )
+            (Path(folder) / "features").write_bytes(features.tobytes() + rows.mirrored.tobytes())
             template.whole_vectors.add(template.rows(features))
 
     return (
@@ -344,7 +347,7 @@ def _synthetic_block(dim: int, seed: int, region_weights: np.ndarray) -> Block:
         (count, NUM_REGIONS, dim)
     )
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    features = features.astype(np.float32)
+    features = features.astype(np.float16)
     return Block(
         features=features,
         mirrored=features[:, list(MIRROR)],

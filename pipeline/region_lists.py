@@ -47,7 +47,9 @@ class RegionLists:
     @classmethod
     def open(cls, target: Path) -> RegionLists:
         """Raises ValueError or OSError for files that are not whole."""
-        return cls(*(np.load(target.with_name(target.name + suffix), mmap_mode="r") for suffix in SUFFIXES))
+        mapped = (np.load(target.with_name(target.name + suffix), mmap_mode="r") for suffix in SUFFIXES)
+        # A plain view of the mapping: slicing numpy's own class of mapped arrays costs more than most lists.
+        return cls(*(array.view(np.ndarray) for array in mapped))
 
     def __len__(self) -> int:
         """Number of garments."""
@@ -134,9 +136,8 @@ def scan_lists(
     Args:
         shards: of the same lists; a garment's number counts on from shard to shard.
         features: (m, 5, d') float32; weights: (m, 5). lists: (5, m, nprobe), see ``nearest_lists``.
-        mirrored: whether flipped pictures count. allowed: per shard (garments,) bool, which may be found;
-        None:
-            all.
+        mirrored: whether flipped pictures count.
+        allowed: per shard (garments,) bool, which may be found; None: all.
 
     Memory O(m k) + one list.
     """

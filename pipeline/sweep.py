@@ -23,12 +23,14 @@ from psnet.verdict import Calibration
 
 if TYPE_CHECKING:
     from pipeline.match import Members
+    from pipeline.vectors import Vectors
 
 
 def narrowed(
     run: RunDirectory, members: Members, settings: Settings, calibration: Calibration
-) -> tuple[Members, dict[str, Any]]:
-    """``members`` with the pictures that an exact search needs to see, and what run.json shall say.
+) -> tuple[Members, list[Vectors], dict[str, Any]]:
+    """``members`` with the pictures that an exact search needs to see, where their garments' vectors are, and
+    what run.json shall say.
 
     Memory O(garments) for a few numbers each, O(queries × candidates).
 
@@ -62,7 +64,8 @@ def narrowed(
         allowed=allowed,
     )
     pictures = members.pictures.filter(pc.is_in(members.pictures, value_set=wanted))
-    return replace(members, pictures=pictures), {"candidate_pictures": len(pictures), "missed": missed}
+    said = {"candidate_pictures": len(pictures), "missed": missed}
+    return replace(members, pictures=pictures), [shard.vectors for shard in index.shards], said
 
 
 def _rows_of(index: GarmentIndex, pictures: pa.Array) -> list[np.ndarray]:

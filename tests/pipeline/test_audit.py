@@ -61,6 +61,30 @@ def test_exact_pairs_equal_brute_force(asked):
         assert sorted(rank[here]) == list(range(wanted))
 
 
+def test_region_lists_are_audited_by_their_bound(asked, tmp_path):
+    """Features that a reduction loses something of: the pairs and scores are those of the full vectors."""
+    rng = np.random.default_rng(7)
+    source = catalogue(300, dim=48, seed=4, copies=0.5)
+    scale = 0.85 ** np.arange(48)
+    for name in ("features", "mirrored"):
+        values = getattr(source, name).astype(np.float32) * scale
+        length = np.linalg.norm(values, axis=-1, keepdims=True)
+        setattr(source, name, (values / np.where(length > 0, length, 1)).astype(np.float16))
+    found = []
+    for factory in ("Regions8", "SQfp16"):
+        run = write_run(tmp_path / factory, source, plain_items(300))
+        build_index(run, load_settings(None, [f"index.factory={factory}", "index.audit_queries=0"]))
+        index = open_index(run)
+        assert index.manifest.region_dim < 48
+        rows = rng.permutation(len(index))[:50] if not found else rows  # noqa: F821 (of the first round)
+        garments = index.gather(np.zeros(50, int), rows)
+        queries = as_queries(garments, equal_weights(), mirrored=True)
+        pairs = exact_pairs(index, queries, garments.sha256, scoring="best_regions", threshold=THRESHOLD)
+        found.append(pairs)
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 def test_the_interval_covers_the_truth(asked):
     index, queries, pictures = asked
     found = index.candidates(queries, 60)
