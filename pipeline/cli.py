@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import json
 import logging
 import os
 import shlex
@@ -94,6 +95,13 @@ class Format(enum.StrEnum):
     HTML = "html"
 
 
+class CheckFormat(enum.StrEnum):
+    """Formats of `psnet check`."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 # --- the whole job
 
 
@@ -141,6 +149,82 @@ def sweep(
 
 
 @app.command()
+def plan(
+    catalogue: CatalogueArgument,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", metavar="FILE", help="YAML file that describes the nodes.")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="YAML file of prices, for the cost.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure.")] = 60,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Store the plan where the scan will be.")
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Say what a scan will take, before it runs: time, memory, disk and cost, measured for a minute.
+
+    Stored with --out, the plan stands beside the actual times once `psnet scan --out` of the same RUN is
+    done.
+
+    \b
+    psnet plan catalogue.csv --out runs/tonight
+    psnet plan catalogue.csv --cluster conf/plan-cluster.yaml --prices conf/plan-prices.yaml
+    """
+    settings = _settings(config, overrides)
+    from pipeline import plan as planning
+    from pipeline.catalogue import read_catalogue
+    from pipeline.rundir import RunDirectory
+
+    nodes = planning.Cluster.here() if cluster is None else planning.read_cluster(cluster)
+    price_list = None if prices is None else planning.read_prices(prices, nodes)
+    run = None if out is None else RunDirectory(out)
+    items = read_catalogue(catalogue)
+    made = planning.predict(
+        planning.calibrate(items, settings, seconds), len(items), nodes, settings, price_list
+    )
+    rows = [
+        [name, f"{stage.seconds:,.1f}", f"{stage.memory / 2**30:,.1f}", f"{stage.disk / 1e6:,.1f}"]
+        for name, stage in made.stages.items()
+    ]
+    _print_table("", ["stage", "seconds", "GiB a node", "MB on disk"], rows)
+    print(planning.in_words(made))
+    if run is not None:
+        run.update(plan=made.as_dict())
+
+
+@app.command()
+def check(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of garments.")],
+    against: Annotated[Path, typer.Option("--against", metavar="RUN", help="A run with an index.")],
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Most suspects of a garment.")] = 10,
+    format: Annotated[
+        CheckFormat, typer.Option("--format", help="For people or for programs.")
+    ] = CheckFormat.TEXT,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Look single pictures up in a run: suspects, verdicts and reasons, in a second or so. Writes nothing.
+
+    \b
+    psnet check offer.jpg --against runs/tonight
+    psnet check offer.jpg another.png --against runs/tonight --limit 3 --format json
+    """
+    run = _existing(against)
+    settings = _settings(config, overrides, run.read().get("config"))
+    from pipeline.check import check as run_check
+    from pipeline.check import in_words
+
+    answers = run_check(run, images, settings, limit)
+    if format is CheckFormat.JSON:
+        print(json.dumps([answer.as_dict() for answer in answers], indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(in_words(answer) for answer in answers))
+
+
+@app.command()
 def export(
     run: RunArgument,
     format: Annotated[Format, typer.Option("--format", help="Kind of file.")],
@@ -170,6 +254,31 @@ def export(
             f"{written.left_out:,} more suspects are left out: {format.value} holds {written.suspects:,}",
             file=sys.stderr,
         )
+
+
+@app.command()
+def similar(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="item_id of the catalogue.")],
+    attribute: Annotated[
+        str, typer.Option("--attribute", metavar="NAME", help="E.g. collar; a wrong one lists them all.")
+    ],
+    run: Annotated[Path, typer.Option("--in", metavar="RUN", help="Run directory with attributes.")],
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Items to list.")] = 20,
+) -> None:
+    """List the items whose garments are most alike in one attribute: the same collar, whatever the rest.
+
+    The run needs attributes: psnet scan … --set extract.attributes=true
+
+    \b
+    psnet similar 0123 --attribute collar --in runs/tonight
+    """
+    directory = _existing(run)
+    from pipeline.attributes import similar as find_similar
+
+    settings = _settings(None, None, directory.read().get("config"))
+    found = find_similar(directory, settings, item, attribute, limit)
+    rows = [[one.item_id, f"{one.cosine:.3f}", "yes" if one.agrees else "no", one.title] for one in found]
+    _print_table(f"{attribute} of {item}", ["item", "cosine", "agrees", "title"], rows)
 
 
 # --- the stages alone
@@ -212,16 +321,55 @@ def extract(run: RunArgument, config: ConfigOption = None, overrides: SetOption 
 
 
 @app.command()
-def index(run: RunArgument, config: ConfigOption = None, overrides: SetOption = None) -> None:
+def index(
+    run: RunArgument,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option("--add", metavar="RUN2", help="Take in the garments of another run; may be repeated."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="SHARD", help="Leave a shard out from now on; may be repeated."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Name the shards.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its hash.")] = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
     """Stage 3: build the FAISS shards over the garments. Writes RUN/index/.
 
+    What is there and fits stays: added garments fill new shards, a dropped shard leaves the others alone. To
+    take dropped shards back, add the run that they came from.
+
     \b
-    psnet index runs/tonight --set index.factory=IVF1024,Flat
+    psnet index runs/tonight --set index.factory=IVF1024,SQfp16
+    psnet index runs/tonight --add runs/new-sellers
+    psnet index runs/tonight --list
+    psnet index runs/tonight --drop shard-1f0c4e5a9b2d
     """
+    if show or verify:
+        from pipeline.index_manifest import check_index
+
+        if add or drop or overrides or config:
+            raise UserError(
+                "--list and --verify change nothing; give --add, --drop and --set in a call without"
+            )
+        manifest = check_index(_existing(run), thorough=verify)
+        rows = [
+            [
+                one.name,
+                f"{one.garments:,}",
+                f"{sum(file.size for file in one.files.values()) / 1e6:,.1f}",
+                one.run,
+            ]
+            for one in manifest.shards
+        ]
+        _print_table(f"{manifest.factory} of {manifest.model_tag}", ["shard", "garments", "MB", "from"], rows)
+        return
     with _continued(run, config, overrides) as (directory, settings):
         from pipeline.index import build_index
 
-        build_index(directory, settings)
+        build_index(directory, settings, add=add or (), drop=drop or ())
         _summarise(directory)
 
 
@@ -352,6 +500,7 @@ for _part, _what in (
     ("plagiarism", "Verdicts, confusion by number of modified regions, leakage."),
     ("ablation", "All variants and baselines side by side."),
     ("pictures", "Landmarks, attention, region weights, curves and retrieval rows."),
+    ("asen", "mAP per attribute against baselines and ablations, attention, pictures."),
 ):
     _measuring(_part, _what)
 
@@ -445,10 +594,20 @@ def _summarise(run: RunDirectory) -> None:
             seconds = f"{stage.get('seconds', 0):,.1f}" if stage.get("done") else "not finished"
         counts = ("" if stage.get(key) is None else f"{stage[key]:,}" for key in ("in", "out"))
         rows.append([name, *counts, f"{sum(failed.values()):,}", seconds])
+        if "plan" in record:
+            planned = stage.get("planned_seconds")
+            rows[-1].append("" if planned is None else f"{planned:,.1f}")
         failures += [f"{name}: {count:,} {reason}" for reason, count in failed.items()]
-    _print_table(str(run.path), ["stage", "in", "out", "failed", "seconds"], rows)
+    planned_too = ["planned"] if "plan" in record else []
+    _print_table(str(run.path), ["stage", "in", "out", "failed", "seconds", *planned_too], rows)
     if failures:
         print(f"Failed: {', '.join(failures)}")
+    for name in ("index", "match"):
+        missed = record.get("stages", {}).get(name, {}).get("missed")
+        if missed:
+            from pipeline.missed import in_words
+
+            print(in_words(missed))
     if record.get("stages", {}).get("judge", {}).get("done"):
         print(f"Suspects: {run.suspects_csv_path}")
     if record.get("stages", {}).get("report", {}).get("done"):

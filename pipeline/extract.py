@@ -47,6 +47,7 @@ from pipeline.runtime import WORKER_ENVIRONMENT, init_ray
 from pipeline.schema import (
     NO_GARMENT_INDEX,
     garment_schema,
+    pack_attributes,
     pack_boxes,
     pack_features,
     pack_landmarks,
@@ -57,6 +58,7 @@ from psnet.config import digest
 from psnet.image import ImageError, decode_image
 
 if TYPE_CHECKING:
+    from psnet.asen_predictor import AttributePredictor
     from psnet.predictor import Garment, Predictor
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class Job:
 
     ``folder``: where shards are committed. ``prefix``: start of their names, see `shard_prefix`. ``run_id``
     tells the traces of this run from those of one that was killed. ``device``: "cpu" or "cuda".
+    ``attribute_tag``: of ASEN's weights, "" when no attributes are wanted.
     """
 
     folder: str
@@ -88,6 +91,7 @@ class Job:
     device: str
     max_pixels: int
     settings: ExtractSettings
+    attribute_tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,15 @@ def load_predictor(job: Job) -> tuple[Predictor, str]:
     return Predictor.load(job.settings.weights, job.device, precision, **limits), precision
 
 
+def load_attribute_predictor(job: Job, precision: str) -> AttributePredictor | None:
+    """ASEN on the actor's device; None when no attributes are wanted."""
+    from psnet.asen_predictor import AttributePredictor
+
+    if not job.settings.attributes:
+        return None
+    return AttributePredictor.load(job.settings.attribute_weights, job.device, precision)
+
+
 def extract(run: RunDirectory, settings: Settings) -> None:
     """Garments of every distinct image of the crawl: RUN/garments/*.parquet.
 
@@ -131,14 +144,16 @@ def extract(run: RunDirectory, settings: Settings) -> None:
         UserError: the crawl is not done, the weights cannot be used, the actors do not fit the cluster.
         RunError: see `extract_contents`.
     """
+    from psnet.asen_weights import asen_tag
     from psnet.weights import WeightsError, model_tag
 
     crawled = run.require("crawl")
     try:
         tag = model_tag(settings.extract.weights)
+        attribute_tag = asen_tag(settings.extract.attribute_weights) if settings.extract.attributes else ""
     except WeightsError as error:
         raise UserError(str(error)) from None
-    prefix = shard_prefix(tag, settings.extract)
+    prefix = shard_prefix(tag, settings.extract, attribute_tag)
     with run.lock():
         folder = run.garments_dir
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,10 +171,10 @@ def extract(run: RunDirectory, settings: Settings) -> None:
             if stage.finished:
                 return
             if pending.num_rows:
-                stage.note(**_extract_pending(pending, folder, tag, prefix, settings))
+                stage.note(**_extract_pending(pending, folder, (tag, attribute_tag), prefix, settings))
                 _sweep(folder)
             outcome = _count(stage, items, committed_rows(folder, prefix))
-            stage.note(shard_prefix=prefix)
+            stage.note(shard_prefix=prefix, attribute_tag=attribute_tag)
             stage.output_digest = inputs_digest(prefix, outcome)
             run.update(model_tag=tag)
 
@@ -176,7 +191,7 @@ def garment_shards(run: RunDirectory) -> list[Path]:
 
 
 def _extract_pending(
-    pending: pa.Table, folder: Path, tag: str, prefix: str, settings: Settings
+    pending: pa.Table, folder: Path, tags: tuple[str, str], prefix: str, settings: Settings
 ) -> dict[str, object]:
     """Compute what is pending; what the record shall say about how."""
     init_ray(settings)
@@ -188,10 +203,11 @@ def _extract_pending(
         folder=str(folder.resolve()),
         prefix=prefix,
         run_id=uuid.uuid4().hex,
-        model_tag=tag,
+        model_tag=tags[0],
         device=device,
         max_pixels=settings.crawl.max_pixels,
         settings=settings.extract,
+        attribute_tag=tags[1],
     )
     precisions: set[str] = set()
     with track(pending.num_rows, "extract", "images") as progress:
@@ -278,13 +294,13 @@ def cut_units(count: int, actors: int, settings: ExtractSettings) -> list[int]:
     return sizes
 
 
-def shard_prefix(model_tag: str, settings: ExtractSettings) -> str:
+def shard_prefix(model_tag: str, settings: ExtractSettings, attribute_tag: str = "") -> str:
     """Start of the names of all shards of one model under one set of settings.
 
     Only what the rows depend on goes in: not actors, batches or the size of shards. The weights are named by
     their tag, wherever their file lies.
     """
-    decisive = replace(settings, weights=None, device="auto")
+    decisive = replace(settings, weights=None, attribute_weights=attribute_tag or None, device="auto")
     return f"{model_tag}-{digest(decisive, results_only=True)[:8]}-"
 
 
@@ -431,6 +447,7 @@ class Extractor:
         self._refusal = ""
         try:
             self._predictor, self._precision = load(job)
+            self._attributes = load_attribute_predictor(job, self._precision)
             self._schema = garment_schema(self._predictor.config["feature_dim"])
         except Exception as error:
             # Ray would start the actor again and again, with pages of traceback; the first answer ends it.
@@ -441,6 +458,10 @@ class Extractor:
             self._refusal = (
                 f"the weights changed during the run: {self._predictor.tag}, no longer {job.model_tag}; "
                 "start the same command again"
+            )
+        elif self._attributes is not None and self._attributes.tag != job.attribute_tag:
+            self._refusal = (
+                f"{job.settings.attribute_weights}: the weights changed; start the same command again"
             )
 
     def __call__(self, unit: pa.Table) -> pa.Table:
@@ -456,6 +477,8 @@ class Extractor:
                     done = read(list(zip(hashes, paths, strict=True)), attempts)
                     rows = _to_table(done, self._job.model_tag, self._schema)
                     metadata = {"model_tag": self._job.model_tag, "precision": self._precision}
+                    if self._attributes is not None:
+                        metadata["attribute_tag"] = self._attributes.tag
                     write_shard(target, rows, metadata)
             return _answer(target)
         except OSError as error:
@@ -525,6 +548,8 @@ class Extractor:
         pixels = [read.outcome for read in batch if isinstance(read.outcome, np.ndarray)]
         try:
             found = self._predictor.predict(pixels)
+            if self._attributes is not None:
+                found = _with_attributes(self._attributes, pixels, found)
             for garments in found:
                 _check_finite(garments)
         except Exception as error:
@@ -538,6 +563,18 @@ class Extractor:
             replace(read, outcome=_in_original_pixels(garments, read, image))
             for read, image, garments in zip(batch, pixels, found, strict=True)
         ]
+
+
+def _with_attributes(
+    predictor: AttributePredictor, pixels: Sequence[np.ndarray], found: Sequence[Sequence[Garment]]
+) -> list[list[Garment]]:
+    embeddings = predictor.describe(
+        pixels, [np.array([garment.box for garment in garments]).reshape(-1, 4) for garments in found]
+    )
+    return [
+        [replace(garment, attributes=one) for garment, one in zip(garments, ones, strict=True)]
+        for garments, ones in zip(found, embeddings, strict=True)
+    ]
 
 
 def _decode_threads(job: Job) -> int:
@@ -678,6 +715,10 @@ def _to_table(done: Iterable[_Read], model_tag: str, schema: pa.Schema) -> pa.Ta
             "features": pack_features(np.stack([garment.features for garment in found])),
             "mirrored_features": pack_features(np.stack([garment.mirrored_features for garment in found])),
         }
+        if all(garment.attributes is not None for garment in found):
+            values["attributes"] = pack_attributes(
+                garment.attributes for garment in found if garment.attributes is not None
+            )
         tables.append(_columns(keys, model_tag, schema, values))
     return pa.concat_tables(tables).sort_by([("image_sha256", "ascending"), ("garment_index", "ascending")])
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.attributes import Agreement, agreements, read_attributes, read_embeddings, reranked
 from pipeline.calibration import load_calibration
 from pipeline.dismissed import read_dismissed
 from pipeline.errors import RunError
@@ -51,6 +52,7 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         run.require("crawl"),
         run.require("match"),
         digest(settings.judge, results_only=True),
+        settings.rerank,
         calibration.to_json(),
         *sorted("\n".join(sorted(pair)) for pair in dismissed),
     )
@@ -72,7 +74,14 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         ranked = rank_suspects(found, settings.judge)
         reported = ranked[: settings.judge.max_suspects]
         pictures = {items[name]["image_sha256"] for one in reported for name in (one.original, one.suspect)}
-        table = suspect_table(reported, items, _known_garments(run, pictures))
+        said: Sequence[Agreement | None] = [None] * len(reported)
+        if settings.rerank == "asen":
+            attributes = read_attributes(run, settings)
+            embeddings = read_embeddings(run, pictures, len(attributes.names))
+            said = agreements([one.garments(items) for one in reported], embeddings, attributes)
+            order = reranked([one.pair[settings.judge.rank_by] for one in reported], said)
+            reported, said = [reported[i] for i in order], [said[i] for i in order]
+        table = suspect_table(reported, items, _known_garments(run, pictures), said)
         try:
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
@@ -112,6 +121,15 @@ class Suspect:
     direction: str
     pair: dict[str, Any]
     reverse: bool
+
+    def garments(self, items: Items) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Image hash and garment index of the original's and of the suspect's garment."""
+        sides = ("match_garment", "query_garment") if self.reverse else ("query_garment", "match_garment")
+        original, suspect = items[self.original], items[self.suspect]
+        return (
+            (original["image_sha256"], self.pair[sides[0]]),
+            (suspect["image_sha256"], self.pair[sides[1]]),
+        )
 
 
 def find_suspects(
@@ -203,14 +221,23 @@ def rank_suspects(suspects: Sequence[Suspect], settings: JudgeSettings) -> list[
 
 
 def suspect_table(
-    suspects: Sequence[Suspect], items: Items, garments: Mapping[tuple[str, int], Mapping[str, Any]]
+    suspects: Sequence[Suspect],
+    items: Items,
+    garments: Mapping[tuple[str, int], Mapping[str, Any]],
+    said: Sequence[Agreement | None] | None = None,
 ) -> pa.Table:
     """SUSPECT_SCHEMA, ranked in the order given.
 
     Args:
         garments: by image hash and garment index: category, group and the columns of distinctiveness.
+        said: of each suspect, in which attributes it agrees, where that was asked.
     """
     rows = [_row(rank, suspect, items, garments) for rank, suspect in enumerate(suspects, 1)]
+    for row, one in zip(rows, said or (), strict=bool(said)):
+        if one is not None:
+            row["agreeing_attributes"] = list(one.agreeing)
+            row["differing_attributes"] = list(one.differing)
+            row["attribute_similarity"] = one.similarity
     return pa.Table.from_pylist(rows, schema=SUSPECT_SCHEMA)
 
 
@@ -219,7 +246,7 @@ def _row(
 ) -> dict[str, Any]:
     pair = suspect.pair
     original, copy = items[suspect.original], items[suspect.suspect]
-    sides = ("match_garment", "query_garment") if suspect.reverse else ("query_garment", "match_garment")
+    sides = suspect.garments(items)
     # Regions are named from the query's side. In a flipped comparison the other side's left is its right.
     order = MIRROR if suspect.reverse and pair["mirrored"] else range(len(REGIONS))
     states = [pair[STATE_COLUMNS[r]] for r in order]
@@ -241,11 +268,11 @@ def _row(
             days_later=days_later(original["listed_at"], copy["listed_at"]),
         ),
     }
-    for side, item, garment in (("original", original, pair[sides[0]]), ("suspect", copy, pair[sides[1]])):
+    for side, item, garment in zip(("original", "suspect"), (original, copy), sides, strict=True):
         for name in _ITEM_COLUMNS:
             row[f"{side}_{name}"] = item[name]
-        known = garments[item["image_sha256"], garment]
-        row[f"{side}_garment"] = garment
+        known = garments[garment]
+        row[f"{side}_garment"] = garment[1]
         row[f"{side}_garment_category"] = known["category"] or ""
         row[f"{side}_garment_group"] = known["group"] or ""
         if side == "original":

@@ -46,6 +46,7 @@ from pipeline.sift import (
     coarse_scores,
     collect,
     columns_of_rank,
+    kth_lower_bounds,
     mark,
     presence_codes,
     push_all,
@@ -67,9 +68,9 @@ MARGIN = np.float32(2e-5)
 """Above the rounding of a float32 product of two unit vectors of 256 numbers (about 1e-6), for either order
 of additions, with room for longer vectors, and twice over: both sides of a comparison may be rounded."""
 
-# A tile's five planes of int32 (5 MB) are reduced while they are in the second- and third-level cache;
+# A tile's five planes of int32 (10 MB) are reduced while they are in the third-level cache;
 # smaller ones multiply slower, larger ones learn later what a pair has to beat.
-_TILE_ROWS = 512
+_TILE_ROWS = 1024
 _TILE_COLUMNS = 512
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _RESCORED_AT_ONCE = 1024
@@ -100,6 +101,12 @@ class Block:
     garment: np.ndarray
     starts: np.ndarray
     picture: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("features", "mirrored"):
+            # Compiled code reads the bytes, and would read on beyond those of another type.
+            if getattr(self, name).dtype != np.float16:
+                raise ValueError(f"{name} must be float16, not {getattr(self, name).dtype}")
 
     def __len__(self) -> int:
         """m, the number of pictures."""
@@ -363,6 +370,8 @@ class _BlockSearch:
         if mirrored:
             self._left_turned = self._part(rows.mirrored_codes, to_rows.code_mirrored)
             self._right_turned = self._part(columns.mirrored_codes, to_columns.code_mirrored)
+        # Twice the bound of a usual pair: so far apart are the most and the least that it may be worth.
+        self._ahead = np.float32(2 * (self._left.error.mean() + self._right.error.mean()))
         height = max((stop - start for start, stop in _tiles(rows, _TILE_ROWS)), default=0)
         width = max((stop - start for start, stop in _tiles(columns, _TILE_COLUMNS)), default=0)
         # Runs that begin elsewhere may be as long as two of them.
@@ -390,28 +399,32 @@ class _BlockSearch:
         """Find out what the rows' pairs have to beat, as long as nothing is known: their best among some
         pictures. Otherwise the first tiles would hold nearly all of their pairs."""
         rows, columns = self.to_rows.side, self.to_columns.side
-        best_k, step = rows.heap.shape[1], len(self._columns) // _SEEDS
-        if not (rows.known == -np.inf).any() or step < 4 or best_k > _SEEDS // 4:
+        best_k, seeds = rows.heap.shape[1], min(_SEEDS, len(self._columns) // 5)
+        if not (rows.known == -np.inf).any() or seeds < 4 * best_k:
             return
-        number = columns.number[::step][:_SEEDS]
-        chosen = columns.starts[:-1:step][:_SEEDS]
+        step = len(self._columns) // seeds
+        number, chosen = columns.number[::step][:seeds], columns.starts[:-1:step][:seeds]
         left, right = self._left, self._right
         codes, scale = right.codes[:, torch.from_numpy(chosen)], right.scale[:, chosen]
         code, error, half = right.code[:, chosen], right.error[chosen], columns.half[chosen]
+        planes = torch.empty(NUM_REGIONS * _TILE_ROWS * seeds, dtype=torch.int32)
         for start in range(0, len(self._rows.garment), _TILE_ROWS):
             at = slice(start, start + _TILE_ROWS)
             picture = rows.picture[at]
             shape = NUM_REGIONS, len(picture), len(chosen)
-            planes = self._multiply(left.codes[:, at], codes, torch.empty(shape, dtype=torch.int32))
+            room = planes[: shape[0] * shape[1] * shape[2]].view(shape)
+            products = self._multiply(left.codes[:, at], codes, room)
             scores = np.empty(shape[1:], np.float32)
             coarse_scores(
-                self._kind, planes, start, left.scale, left.code, rows.weights, scale, code, scores
+                self._kind, products, start, left.scale, left.code, rows.weights, scale, code, scores
             )  # fmt: skip
-            least = normalise(scores - (left.error[at, None] + error), rows.half[at, None] + half)
-            least[rows.number[picture][:, None] == number] = -np.inf  # no picture is its own partner
-            place = len(chosen) - best_k
+            bounds = np.empty(len(picture), np.float32)
+            kth_lower_bounds(
+                scores, best_k, left.error[at], rows.half[at], rows.number[picture], error, half, number,
+                bounds,
+            )  # fmt: skip
             # What one garment of a picture reaches, the picture reaches.
-            np.maximum.at(rows.known, picture, np.partition(least, place, axis=1)[:, place])
+            np.maximum.at(rows.known, picture, bounds)
         rows.cut[:] = rows.known[rows.picture] - self._cuts.slack
 
     def run(self) -> _BlockSearch:
@@ -452,7 +465,7 @@ class _BlockSearch:
         found = [Found(*(np.empty_like(values) for values in held)) for _ in range(2)]
         rows, columns = self.to_rows, self.to_columns
         to_rows, to_columns, left_f, left_b = refine(
-            self._kind, self._mirrored, rows.side, columns.side, held, self._cuts, *found
+            self._kind, self._mirrored, rows.side, columns.side, held, self._ahead, self._cuts, *found
         )
         rows.add(found[0], to_rows, self._columns, left_f)
         columns.add(found[1], to_columns, self._rows, left_b)

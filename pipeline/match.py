@@ -18,10 +18,10 @@ and tasks that follow each other share blocks, so that it is still there when it
 keeps the eight-bit codes of the last few, which cost less to make than to move.
 
 In a sweep the originals are the queries and all other items the partners; pairs among the originals, or among
-the others, are not looked at. It goes through the index where that is an approximate one (a choice for
-catalogues beyond exact reach). A flat one would do the same work ten times over, a query for each three
-regions. An index knows no levels: it is asked for more partners than wanted by their score, and those are
-ranked by the normalised one.
+the others, are not looked at. Where the index is an approximate one, it says first which pictures are worth a
+look (``pipeline.sweep``), and those are searched in the same way as a whole catalogue.
+
+A pruned search (``match.search``) of a scan compares what the index proposes for every garment, and no more.
 
 Scores come from a comparison of the pair alone (``pipeline.kernel``), and ties are broken by the items'
 identifiers: neither blocks nor shards nor workers show in the result. Memory O(pairs kept for one block of
@@ -39,7 +39,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,7 @@ from pipeline.calibration import load_calibration
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
 from pipeline.half import rows_as_float32
+from pipeline.index_manifest import Manifest
 from pipeline.kernel import (
     Block,
     Candidates,
@@ -73,6 +74,7 @@ from pipeline.settings import Settings
 from pipeline.sift import PERHAPS_REACHED, push_all
 from pipeline.vectors import (
     Vectors,
+    first_garments,
     garment_count,
     has_vectors,
     open_vectors,
@@ -84,13 +86,16 @@ from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.similarity import normalise
 from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
 
+if TYPE_CHECKING:
+    from pipeline.garment_index import GarmentIndex
+
 BACKGROUND_FILE = "background.parquet"
 """In match/, see ``read_background``."""
 
-# The candidates' garments of a block of queries are held in memory, some 10 KB each.
-_QUERIES_PER_INDEX_BLOCK = 64
 # Garments in one task for their levels. No setting: nothing that shapes a product may differ between runs.
 _LEVELS_AT_ONCE = 4096
+# The usual lists hold all copies; a garment's twenty best, most of them strangers, want more (0.99 of them).
+_DEEPER = 4
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
 _TASK_RETRIES = 5
 
@@ -112,14 +117,15 @@ def match(run: RunDirectory, settings: Settings) -> None:
     originals = ""
     if run.queries_path.exists():
         originals = inputs_digest(*pq.read_table(run.queries_path)["item_id"].to_pylist())
-    through_index = bool(originals) and settings.index.factory != "Flat"
+    approximate = (originals or settings.match.search == "pruned") and not Manifest.read(run.index_dir).exact
+    through_index, pruned = bool(approximate and originals), bool(approximate and not originals)
     inputs = inputs_digest(
         run.require("crawl"),
         run.require("extract"),
         originals,
         digest(settings.match, results_only=True),
         calibration.to_json(),
-        run.require("index") if through_index else "",
+        run.require("index") if approximate else "",
     )
     with run.stage("match", inputs, [run.pairs_path, run.match_dir / BACKGROUND_FILE]) as stage:
         if stage.finished:
@@ -132,12 +138,19 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 if former.is_dir() and former != folder:
                     shutil.rmtree(former, ignore_errors=True)
             members = _members(run)
+            sources: Sequence[Path | Vectors] = shards
+            if through_index:
+                # FAISS is large, and an exact search does without it.
+                from pipeline.sweep import narrowed
+
+                members, sources, said = narrowed(run, members, settings, calibration)
+                stage.note(**said)
             target = folder / "vectors"
             if not has_vectors(target):
-                write_vectors(target, shards, members.pictures)
+                write_vectors(target, sources, members.pictures)
             vectors = open_vectors(target)
-            index_of = run if through_index else None
-            search = Search(folder, settings, calibration, members.sides(vectors), index_of)
+            sides = members.sides(vectors)
+            search = Search(folder, settings, calibration, sides, run if pruned else None)
             search.run()
             _write_pairs(run.pairs_path, search, stage)
             write_atomically(run.match_dir / BACKGROUND_FILE, (folder / BACKGROUND_FILE).read_bytes())
@@ -152,7 +165,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 normalised_threshold=search.wanted.normalised_threshold,
                 blocks=len(search.blocks),
                 blocks_found=search.found,
-                exact=not through_index,
+                exact=not approximate,
             )
 
 
@@ -194,7 +207,7 @@ class Members:
 
     def sides(self, vectors: Vectors) -> Sides:
         """Queries and partners among the pictures that have a garment."""
-        starts = _starts(vectors)
+        starts = first_garments(vectors)
         known = vectors.sha256.take(starts)
         number = np.asarray(pc.fill_null(pc.index_in(self.picture, value_set=known), -1)).astype(np.int64)
         return Sides(
@@ -248,18 +261,13 @@ def _members(run: RunDirectory) -> Members:
     return Members(items["item_id"].combine_chunks(), picture, is_query, is_partner, pc.unique(picture))
 
 
-def _starts(vectors: Vectors) -> np.ndarray:
-    """First garment of each picture."""
-    ends = pc.run_end_encode(vectors.sha256).run_ends.to_numpy()
-    return np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.empty(0, np.int64)
-
-
 # --- the search
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker has to know of the search."""
+    """What a worker has to know of the search. ``index_of``: the run whose index names ``candidates``
+    partners of every garment, None: all pairs are compared."""
 
     target: Path
     scoring: str
@@ -269,6 +277,10 @@ class _Job:
     rank_by: str
     sample: np.ndarray
     quantile: float
+    index_of: Path | None
+    index_digest: str
+    candidates: int
+    deeper: int
 
     def block(self, pictures: np.ndarray) -> Block:
         """The garments of these pictures (ascending). Where no picture between them is left out, their
@@ -339,7 +351,7 @@ def _block_at_hand(job: _Job, pictures: np.ndarray) -> Block:
 @functools.lru_cache(maxsize=1)
 def _opened(target: Path) -> tuple[Vectors, np.ndarray]:
     vectors = open_vectors(target)
-    return vectors, _starts(vectors)
+    return vectors, first_garments(vectors)
 
 
 @functools.lru_cache(maxsize=1)
@@ -379,7 +391,6 @@ class Search:
     ) -> None:
         """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared."""
         self.folder = folder.resolve()
-        self._index_of = index_of
         self.sides = sides
         self.calibration = calibration
         chosen = settings.match
@@ -394,17 +405,17 @@ class Search:
         )
         self._settings = settings
         queries, partners = np.flatnonzero(sides.queries.count), np.flatnonzero(sides.partners.count)
-        if index_of is None:
-            self._rows = _slices(queries, chosen.block_size)
-            self._columns = _slices(partners, chosen.block_size)
-        else:
-            self._rows, self._columns = _slices(queries, _QUERIES_PER_INDEX_BLOCK), [partners]
+        self._rows = _slices(queries, chosen.block_size)
+        self._columns = _slices(partners, chosen.block_size)
         self.blocks = [
             (i, j)
             for i in range(len(self._rows))
             for j in range(len(self._columns))
             if not sides.symmetric or i <= j
         ]
+        if index_of is not None:
+            self._columns = [partners]
+            self.blocks = [(i, 0) for i in range(len(self._rows))]
         # The blocks on the diagonal first: they touch every picture, and what they find spares the others
         # work. Then along a curve on which neighbours share their pictures: a node's memory holds what it
         # reads again soon.
@@ -421,6 +432,10 @@ class Search:
             rank_by=chosen.rank_by,
             sample=self._sample(chosen.background_size),
             quantile=chosen.background_quantile,
+            index_of=None if index_of is None else index_of.path.resolve(),
+            index_digest="" if index_of is None else index_of.require("index"),
+            candidates=max(settings.index.candidates, chosen.best_k),
+            deeper=1 if settings.index.nprobe else _DEEPER,
         )
 
     def path(self, i: int, j: int) -> Path:
@@ -453,12 +468,10 @@ class Search:
             else:
                 missing.append(block)
         with track(len(missing), "match", "blocks") as progress:
-            if self._index_of is not None or len(missing) <= 1:
+            if len(missing) <= 1:
                 # A start of Ray costs more than one block.
                 self._commit_levels(_compute_levels(self.job, rows) for rows in self._level_parts())
-            if self._index_of is not None:
-                self._ask_index(self._index_of, missing, progress.advance)
-            elif len(missing) <= 1:
+            if len(missing) <= 1:
                 for block in missing:
                     _compute_block(*self._task(block, known))
                     progress.advance()
@@ -470,7 +483,7 @@ class Search:
         numbers = range(len(self._rows))
         missing = [number for number in numbers if not self.part_path(number).exists()]
         with track(len(missing), "match", "blocks of queries") as progress:
-            if len(missing) <= 1 or self._index_of is not None:
+            if len(missing) <= 1:
                 for number in missing:
                     _write_part(self, number)
                     progress.advance()
@@ -520,55 +533,12 @@ class Search:
     def _task(self, block: tuple[int, int], known: _Known) -> tuple[Any, ...]:
         i, j = block
         rows, columns = self._rows[i], self._columns[j]
-        backward = known.floors(columns) if self.sides.symmetric and i != j else None
+        mutual = self.sides.symmetric and i != j and self.job.index_of is None
+        backward = known.floors(columns) if mutual else None
         return self.job, rows, columns, known.floors(rows), backward, self.path(i, j)
 
     def _read_block(self, block: tuple[int, int], known: _Known) -> None:
         known.add(_read_candidates(self.path(*block)))
-
-    def _ask_index(
-        self, run: RunDirectory, missing: list[tuple[int, int]], advance: Callable[[], None]
-    ) -> None:
-        # FAISS is large, and an exact search does without it.
-        from pipeline.index import open_index
-
-        index = open_index(run)
-        vectors, starts = _opened(self.job.target)
-        pictures = vectors.sha256.take(starts)
-        numbers = [
-            np.asarray(pc.fill_null(pc.index_in(sha256, value_set=pictures), -1)).astype(np.int64)
-            for sha256 in index.pictures()
-        ]
-        is_partner = self.sides.partners.count > 0
-        allowed = [np.flatnonzero((number >= 0) & is_partner[number]) for number in numbers]
-        for i, j in missing:
-            begun = time.process_time()
-            block = self.job.block(self._rows[i])
-            found = index.candidates(
-                block.features,
-                block.presence,
-                block.weights,
-                self.wanted.limit,
-                mirrored_features=block.mirrored if self.job.mirrored else None,
-                scoring=self.job.scoring,
-                allowed=allowed,
-            )
-            match_picture = np.empty(len(found.row), np.int64)
-            for shard, number in enumerate(numbers):
-                here = found.shard == shard
-                match_picture[here] = number[found.row[here]]
-            query = np.searchsorted(block.starts, found.query, side="right") - 1
-            others = block.picture[query] != match_picture
-            query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
-            # All of them are compared: what the index says of a pair is no bound.
-            every = Candidates(
-                block.picture[query].astype(np.int32),
-                match_picture.astype(np.int32),
-                np.full(len(query), np.inf, np.float32),
-                np.full(len(query), PERHAPS_REACHED, np.uint8),
-            )
-            _commit_block(self.path(i, j), [Kept(every, left_out=0)], time.process_time() - begun)
-            advance()
 
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
         with _on_ray(self._settings) as (ray, as_task):
@@ -644,6 +614,9 @@ def _compute_block(
 ) -> None:
     """The task: one pair of blocks, committed as ``target``."""
     begun = time.process_time()
+    if job.index_of is not None:
+        _commit_block(target, [_through_index(job, job.block(rows))], time.process_time() - begun)
+        return
     left = _block_at_hand(job, rows)
     right = left if np.array_equal(rows, columns) else _block_at_hand(job, columns)
     with threadpool_limits(1):
@@ -660,6 +633,46 @@ def _compute_block(
     _commit_block(target, [side for side in found if side is not None], time.process_time() - begun)
 
 
+def _through_index(job: _Job, block: Block) -> Kept:
+    """The pairs that an index proposes for the pictures of a block."""
+    # FAISS is large, and an exact search does without it.
+    from pipeline.garment_index import Queries
+
+    assert job.index_of is not None
+    index = _opened_index(job.index_of, job.index_digest)
+    vectors, starts = _opened(job.target)
+    known = vectors.sha256.take(starts)
+    mirrored = block.mirrored if job.mirrored else None
+    queries = Queries(block.features, block.presence, block.weights, mirrored)
+    # One more, since every garment finds itself.
+    found = index.candidates(queries, job.candidates + 1, scoring=job.scoring, deeper=job.deeper)
+    match_picture = np.empty(len(found.row), np.int64)
+    for number, shard in enumerate(index.shards):
+        here = found.shard == number
+        names = shard.vectors.sha256.take(found.row[here])
+        match_picture[here] = np.asarray(pc.fill_null(pc.index_in(names, value_set=known), -1))
+    query = np.searchsorted(block.starts, found.query, side="right") - 1
+    # An index may hold garments of added runs, which this search knows nothing of.
+    others = (match_picture >= 0) & (block.picture[query] != match_picture)
+    query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
+    # All of them are compared: what the index says of a pair is no bound.
+    every = Candidates(
+        block.picture[query].astype(np.int32),
+        match_picture.astype(np.int32),
+        np.full(len(query), np.inf, np.float32),
+        np.full(len(query), PERHAPS_REACHED, np.uint8),
+    )
+    return Kept(every, left_out=0)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened_index(path: Path, digest: str) -> GarmentIndex:
+    """``digest`` tells an index that was built anew, which a worker must not take for the one it has open."""
+    from pipeline.garment_index import open_index
+
+    return open_index(RunDirectory(path))
+
+
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The task: level and distinctiveness of some garments, see ``pipeline.kernel.background``."""
     sample = job.garments(job.sample)
@@ -671,7 +684,9 @@ def _commit_block(target: Path, sides: Sequence[Kept], cpu_seconds: float) -> No
     every = Candidates.joined([side.candidates for side in sides])
     left_out = sum(side.left_out for side in sides)
     table = pa.Table.from_arrays(list(vars(every).values()), schema=_BLOCK_SCHEMA)
-    _commit(target, table.replace_schema_metadata(_accounts(left_out, cpu_seconds)))
+    table = table.replace_schema_metadata(_accounts(left_out, cpu_seconds))
+    # Numbers of little redundancy, read again soon.
+    _commit(target, table, use_dictionary=False, compression="none")
 
 
 def _accounts(left_out: int, cpu_seconds: float) -> dict[str, str]:
@@ -684,11 +699,11 @@ def _read_candidates(path: Path) -> Candidates:
     return Candidates(*(np.array(table[name]) for name in _BLOCK_SCHEMA.names))
 
 
-def _commit(target: Path, table: pa.Table) -> None:
+def _commit(target: Path, table: pa.Table, **options: Any) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(table, file)
+            pq.write_table(table, file, **options)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -846,7 +861,7 @@ def _pair_table(search: Search, pairs: Pairs, query: np.ndarray, match_item: np.
 
 
 def _level(vectors: Vectors, levels: np.ndarray, picture: np.ndarray, garment: np.ndarray) -> np.ndarray:
-    starts = _starts(vectors)
+    starts = first_garments(vectors)
     number = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(vectors)))
     # Garments stand in the order of picture and index; int16 indices fit below the picture's number.
     key = (number << 16) + vectors.garment

@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline import missed
 from pipeline.calibration import load_calibration
 from pipeline.dismissed import Dismissal, read_dismissed
 from pipeline.extract import garment_shards
@@ -336,6 +337,8 @@ class _Cards:
             "states": [suspect[column] for column in STATE_COLUMNS],
             "distinct": None if all(value is None for value in distinct) else distinct,
             "explanation": suspect["explanation"],
+            "agree": suspect.get("agreeing_attributes"),
+            "differ": suspect.get("differing_attributes"),
         }
 
     def _item(self, suspect: Mapping[str, Any], side: str) -> int:
@@ -490,11 +493,18 @@ def _run_summary(evidence: Evidence) -> dict[str, Any]:
         {"label": "Suspected pairs", "value": f"{evidence.suspects.num_rows:,}"},
     ]
     if seconds:
-        tiles.append({"label": "Duration", "value": _duration(seconds)})
+        planned = record.get("plan", {}).get("seconds")
+        note = f"{_duration(planned)} planned" if planned else ""
+        tiles.append({"label": "Duration", "value": _duration(seconds), "note": note})
     names = ("catalogue", "against", "model_tag", "input_digest", "config_digest", "started")
     facts = [[name.replace("_", " "), str(record[name])] for name in names if record.get(name)]
     facts += [
         [f"version of {name}", str(version)] for name, version in sorted(record.get("versions", {}).items())
+    ]
+    facts += [
+        [f"estimate of {name}", missed.in_words(stage["missed"])]
+        for name, stage in stages.items()
+        if stage.get("missed")
     ]
     subtitle = (record.get("catalogue"), finished[:10], record.get("model_tag"))
     return {
@@ -520,11 +530,13 @@ def _count_garments(garments: pa.Table, items: pa.Table) -> int:
 
 def _stage_row(name: str, stage: Mapping[str, Any]) -> list[str]:
     failed = sum((stage.get("failed") or {}).values())
+    planned = stage.get("planned_seconds")
     return [
         name,
         *("–" if stage.get(key) is None else f"{stage[key]:,}" for key in ("in", "out")),
         f"{failed:,}",
-        f"{float(stage.get('seconds') or 0):,.1f}",
+        f"{float(stage.get('seconds') or 0):,.1f}"
+        + ("" if planned is None else f" ({planned:,.1f} planned)"),
     ]
 
 

@@ -276,11 +276,13 @@ class RunDirectory:
                         name, {**entry, "error": f"{type(error).__name__}: {error}".splitlines()[0][:500]}
                     )
                 raise
+            planned = self.read().get("plan", {}).get("stages", {}).get(name)
             self._enter(
                 name,
                 {
                     **entry,
                     **stage.as_dict(),
+                    **({} if planned is None else {"planned_seconds": planned["seconds"]}),
                     "seconds": round(spent + time.monotonic() - start, 3),
                     "output_digest": stage.output_digest or inputs_digest,
                     "finished": _now(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pipeline.crawl import crawl
 from pipeline.errors import UserError
 from pipeline.extract import extract
 from pipeline.index import build_index
+from pipeline.index_manifest import MANIFEST, Manifest, indexed_runs
 from pipeline.judge import judge
 from pipeline.match import match
 from pipeline.report import report
@@ -52,14 +54,15 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
     """
     queries = read_catalogue(originals)
     earlier = _earlier_run(against)
-    others = read_catalogue(against) if earlier is None else _fetched_items(earlier)
+    sources = [] if earlier is None else _with_added(earlier)
+    others = _all_items(sources) if sources else read_catalogue(against)
     items = _joined(queries, others)
     run = begin_run(out, settings, originals, catalogue_digest(items), against)
     with run.lock():
         run.queries_path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(queries.select(["item_id"]), run.queries_path)
-        if earlier is not None:
-            _take_over_garments(earlier, run)
+        for source in sources:
+            take_over(source, run)
         crawl(run, items, settings)
         _screen(run, settings)
     return run
@@ -84,6 +87,19 @@ def _earlier_run(path: AnyPath) -> RunDirectory | None:
     return run
 
 
+def _with_added(run: RunDirectory) -> list[RunDirectory]:
+    """The scan and the runs whose garments were added to its index."""
+    return indexed_runs(run, Manifest.read(run.index_dir)) if (run.index_dir / MANIFEST).exists() else [run]
+
+
+def _all_items(runs: Sequence[RunDirectory]) -> pa.Table:
+    """The items of all runs; one that several runs know counts as the first one's."""
+    items = _fetched_items(runs[0])
+    for run in runs[1:]:
+        items = _joined(items, _fetched_items(run))
+    return items
+
+
 def _fetched_items(run: RunDirectory) -> pa.Table:
     """The items of ``run`` whose image is at hand, as a catalogue of local files."""
     items = pq.read_table(run.items_path)
@@ -99,16 +115,25 @@ def _joined(queries: pa.Table, others: pa.Table) -> pa.Table:
     return pa.concat_tables(plain)
 
 
-def _take_over_garments(earlier: RunDirectory, run: RunDirectory) -> None:
-    """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits."""
-    run.garments_dir.mkdir(parents=True, exist_ok=True)
-    for shard in earlier.garments_dir.glob("*.parquet"):
-        target = run.garments_dir / shard.name
+def take_over(earlier: RunDirectory, run: RunDirectory) -> None:
+    """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits. Of its
+    index
+    as well, unless the run has one of its own: index fills shards for what is new only."""
+    _link(earlier.garments_dir.glob("*.parquet"), run.garments_dir)
+    if not (run.index_dir / MANIFEST).exists():
+        _link((path for path in earlier.index_dir.glob("[!.]*") if path.name != MANIFEST), run.index_dir)
+        _link(earlier.index_dir.glob(MANIFEST), run.index_dir)
+
+
+def _link(files: Iterable[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        target = folder / file.name
         if target.exists():
             continue
         try:
-            os.link(shard, target)
+            os.link(file, target)
         except OSError:  # another file system, or one without links
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            shutil.copyfile(shard, temporary)
+            shutil.copy2(file, temporary)  # the time too: it tells that the file has not been touched
             temporary.replace(target)

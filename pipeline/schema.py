@@ -115,7 +115,7 @@ def garment_schema(feature_dim: int = FEATURE_DIM) -> pa.Schema:
 
     The key is (image_sha256, garment_index). An image without a garment, or one that could not be read, has
     one row with ``garment_index`` -1, its status, and null in every column from ``box`` to
-    ``mirrored_features``.
+    ``mirrored_features``, and in ``attributes``.
 
     Args:
         feature_dim: d, length of one region's feature.
@@ -186,6 +186,14 @@ def garment_schema(feature_dim: int = FEATURE_DIM) -> pa.Schema:
                 nullable=True,
             ),
             _text("model_tag", "the model that computed the row, e.g. psnet-a1b2c3"),
+            _field(
+                "attributes",
+                pa.binary(),
+                "embedding per attribute of the ASEN that the shard's metadata names, unit norm; float16 "
+                "little endian; null unless extract.attributes",
+                shape="(attributes, d) float16",
+                nullable=True,
+            ),
         ]
     )
 
@@ -294,6 +302,25 @@ SUSPECT_SCHEMA: pa.Schema = pa.schema(
             )
             for column in DISTINCTIVENESS_COLUMNS
         ),
+        _field(
+            "agreeing_attributes",
+            pa.list_(pa.string()),
+            "attributes whose cosine reaches ASEN's threshold; null unless rerank=asen",
+            nullable=True,
+        ),
+        _field(
+            "differing_attributes",
+            pa.list_(pa.string()),
+            "the other attributes; null unless rerank=asen",
+            nullable=True,
+        ),
+        _field(
+            "attribute_similarity",
+            pa.float32(),
+            "mean over the attributes of the cosine of their embeddings; null unless rerank=asen",
+            unit="-1..1, higher = more alike",
+            nullable=True,
+        ),
     ]
 )
 """One row per reported pair (RUN/suspects.parquet), sorted by rank."""
@@ -356,6 +383,16 @@ def pack_landmarks(landmarks: Iterable[np.ndarray]) -> pa.BinaryArray:
 def unpack_landmarks(value: bytes) -> np.ndarray:
     """One binary value to (K, 3) float32: x and y in pixels, probability of being visible."""
     return np.frombuffer(value, dtype="<f4").reshape(-1, 3)
+
+
+def pack_attributes(embeddings: Iterable[np.ndarray]) -> pa.BinaryArray:
+    """Arrays of shape (attributes, d) to binary values, float16."""
+    return pa.array([np.ascontiguousarray(one, dtype="<f2").tobytes() for one in embeddings], pa.binary())
+
+
+def unpack_attributes(value: bytes, count: int) -> np.ndarray:
+    """One binary value of ``count`` attributes to (count, d) float32."""
+    return np.frombuffer(value, dtype="<f2").reshape(count, -1).astype(np.float32)
 
 
 def pack_boxes(boxes: np.ndarray) -> pa.FixedSizeListArray:

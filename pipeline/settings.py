@@ -60,21 +60,27 @@ class ExtractSettings:
     start_timeout_s: float = bounded(600.0, 1.0, result=False)
     detection_threshold: float | None = bounded(None, 0.0, 1.0)
     max_garments_per_image: int = bounded(4, 1, 100)
+    attributes: bool = False
+    attribute_weights: str | None = None
 
 
 @dataclass(frozen=True)
 class IndexSettings:
     """FAISS shards over the garments."""
 
-    factory: str = "Flat"
+    factory: str = "auto"
+    region_dim: int = bounded(0, 0)
     shard_size: int = bounded(100_000, 1, result=False)
-    nprobe: int = bounded(16, 1)
+    nprobe: int = bounded(0, 0)
+    candidates: int = bounded(100, 1)
+    audit_queries: int = bounded(200, 0)
 
 
 @dataclass(frozen=True)
 class MatchSettings:
     """All pairs of the catalogue."""
 
+    search: Literal["exact", "pruned"] = "exact"
     scoring: Literal["best_regions", "weighted"] = "best_regions"
     mirrored: bool = True
     region_weights: dict[str, FiveNumbers] | None = bounded(None, 0.0)
@@ -131,6 +137,7 @@ class Settings:
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     ray: RaySettings = field(default_factory=RaySettings)
+    rerank: Literal["none", "asen"] = "none"
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="warning", metadata={"result": False}
     )
@@ -166,7 +173,13 @@ def load_settings(
         )
     return replace(
         settings,
-        extract=replace(settings.extract, weights=_absolute(settings.extract.weights)),
+        extract=replace(
+            settings.extract,
+            weights=_absolute(settings.extract.weights),
+            # What suspects are ranked anew by has to be there.
+            attributes=settings.extract.attributes or settings.rerank == "asen",
+            attribute_weights=_absolute(settings.extract.attribute_weights),
+        ),
         judge=replace(settings.judge, dismissed=_absolute(settings.judge.dismissed)),
     )
 

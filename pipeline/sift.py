@@ -369,6 +369,29 @@ def push_all(heaps, query, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def kth_lower_bounds(  # type: ignore[no-untyped-def]
+    scores, k, error_q, half_q, number_q, error_x, half_x, number_x, bounds
+):
+    """What the k-th best normalised score of each row is at least.
+
+    Args:
+        scores: (rows, columns) float32 in eight bits; bounds instead afterwards. Per side: error, half (of a
+            level), number (of the picture), one-dimensional.
+        bounds: (rows,) float32, the result.
+    """
+    for i in range(scores.shape[0]):
+        line, error, half = scores[i], error_q[i], half_q[i]
+        for j in range(len(line)):
+            level = half + half_x[j]
+            line[j] = (line[j] - (error + error_x[j]) - level) / _greater(_ONE - level, _LEAST_ROOM)
+        heap = np.full((1, k), -np.inf, np.float32)
+        for j in range(len(line)):
+            if line[j] > heap[0, 0] and number_x[j] != number_q[i]:  # no picture is its own partner
+                push(heap, 0, line[j])
+        bounds[i] = heap[0, 0]
+
+
+@njit(cache=True, nogil=True)
 def columns_of_rank(values, usable, rank):  # type: ignore[no-untyped-def]
     """For each row the first column of its ``rank``-th greatest usable value.
 
@@ -486,11 +509,13 @@ def _still(bits, upper, cut_q, cut_x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def refine(kind, mirrored, rows, columns, held, cuts, to_rows, to_columns):  # type: ignore[no-untyped-def]
+def refine(kind, mirrored, rows, columns, held, ahead, cuts, to_rows, to_columns):  # type: ignore[no-untyped-def]
     """Score held pairs in float32, less those beaten meanwhile, and note those that may matter.
 
     Args:
         mirrored: compare flipped pictures as well. rows, columns: ``Side``; they may be the same one.
+        held: ``Held``, used up. ahead: those whose upper bound stands so far above what they have to beat go
+            first; it matters for speed alone.
         to_rows, to_columns: ``Found``, with room for all that are held.
 
     Returns:
@@ -531,7 +556,8 @@ def refine(kind, mirrored, rows, columns, held, cuts, to_rows, to_columns):  # t
     size = 1
     score_f, score_b = np.empty(size, np.float32), np.empty(size, np.float32)
     value_f, value_b = np.empty(size, np.float32), np.empty(size, np.float32)
-    for h in range(len(held_row)):
+    for turn in range(2 * len(held_row)):
+        h = turn % len(held_row)
         p, x = held_row[h], held_column[h]
         row_start, row_stop, column_start, column_stop = (
             starts_q[p],
@@ -542,6 +568,11 @@ def refine(kind, mirrored, rows, columns, held, cuts, to_rows, to_columns):  # t
         bits = _still(held_bits[h], held_upper[h], cut_q[row_start], cut_x[column_start])
         if not bits & _ANY:
             continue
+        # First those that others will hardly beat: what they are worth spares a look at many others.
+        least = held_upper[h] - ahead
+        if turn < len(held_row) and least < cut_q[row_start] and least < cut_x[column_start]:
+            continue
+        held_bits[h] = 0
         pairs = (row_stop - row_start) * (column_stop - column_start)
         if pairs > size:
             size = pairs

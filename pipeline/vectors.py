@@ -10,7 +10,7 @@ garment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from pipeline.rundir import write_atomically
 from pipeline.schema import NO_GARMENT_INDEX, pack_presence, unpack_features, unpack_presence
 from psnet.regions import GROUPS, NUM_REGIONS, Presence
 from psnet.similarity import mirrored_presence
+
+VECTOR_SUFFIXES = (".features", ".parquet")
 
 _KEYS = ("image_sha256", "garment_index", "group", "presence")
 
@@ -48,13 +50,13 @@ class Vectors:
         return len(self.garment)
 
 
-def write_vectors(target: Path, shards: Sequence[Path], contents: pa.Array | None = None) -> None:
+def write_vectors(target: Path, shards: Sequence[Path | Vectors], contents: pa.Array | None = None) -> None:
     """Write the garments of ``shards`` to ``target``.features and ``target``.parquet.
 
     Garments without a visible region are left out: nothing can be said about them.
 
     Args:
-        shards: files of GARMENT_SCHEMA.
+        shards: files of GARMENT_SCHEMA, or vectors that were written of some (an index has them at hand).
         contents: image hashes in the wanted order; images that are not in it are left out. None: all, by
         hash.
 
@@ -63,7 +65,7 @@ def write_vectors(target: Path, shards: Sequence[Path], contents: pa.Array | Non
 
     Memory O(keys + one shard).
     """
-    keys = [pq.read_table(shard, columns=list(_KEYS)) for shard in shards]
+    keys = [_keys_of(shard) for shard in shards]
     rows, table = _order(keys, contents)
     count = table.num_rows
     dim = _feature_dim(shards)
@@ -76,12 +78,8 @@ def write_vectors(target: Path, shards: Sequence[Path], contents: pa.Array | Non
                 wanted = row >= 0
                 if not wanted.any():
                     continue
-                stored = pq.read_table(shard, columns=["features", "mirrored_features", "presence"])
-                seen = unpack_presence(stored["presence"])[wanted] == Presence.PRESENT
-                for place, name in enumerate(("features", "mirrored_features")):
-                    # A product over a block has no masks: what cannot be seen must be zero.
-                    visible = seen if place == 0 else mirrored_presence(seen)
-                    mapped[place, row[wanted]] = unpack_features(stored[name])[wanted] * visible[..., None]
+                for place, values in enumerate(_features_of(shard, wanted)):
+                    mapped[place, row[wanted]] = values
             mapped.flush()
             del mapped
         else:
@@ -119,6 +117,12 @@ def open_vectors(target: Path) -> Vectors:
     )
 
 
+def first_garments(vectors: Vectors) -> np.ndarray:
+    """Row of the first garment of each picture; those of one picture stand together."""
+    ends = pc.run_end_encode(vectors.sha256).run_ends.to_numpy()
+    return np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.empty(0, np.int64)
+
+
 def has_vectors(target: Path) -> bool:
     """Whether ``write_vectors`` has finished for ``target``."""
     return target.with_name(f"{target.name}.parquet").exists()
@@ -152,6 +156,27 @@ def group_codes(groups: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 
+def _keys_of(shard: Path | Vectors) -> pa.Table:
+    if isinstance(shard, Path):
+        return pq.read_table(shard, columns=list(_KEYS))
+    names = pa.array(["", *GROUPS]).take(pa.array(shard.group + 1))
+    columns = [shard.sha256, pa.array(shard.garment, pa.int16()), names, pack_presence(shard.presence)]
+    return pa.table(columns, names=list(_KEYS))
+
+
+def _features_of(shard: Path | Vectors, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Features, then mirrored features of some rows, (n, 5, d) float16 each. A product over a block has no
+    masks: what cannot be seen is zero."""
+    if not isinstance(shard, Path):
+        at = np.flatnonzero(rows)
+        yield from (shard.features[at], shard.mirrored[at])
+        return
+    stored = pq.read_table(shard, columns=["features", "mirrored_features", "presence"])
+    seen = unpack_presence(stored["presence"])[rows] == Presence.PRESENT
+    for name, visible in (("features", seen), ("mirrored_features", mirrored_presence(seen))):
+        yield unpack_features(stored[name])[rows] * visible[..., None]
+
+
 def _order(keys: Iterable[pa.Table], contents: pa.Array | None) -> tuple[list[np.ndarray], pa.Table]:
     """Per shard the new row of each of its rows (-1: left out), and the key table in the new order."""
     parts = list(keys)
@@ -181,12 +206,17 @@ def _order(keys: Iterable[pa.Table], contents: pa.Array | None) -> tuple[list[np
     return np.split(row, ends[:-1]) if parts else [], ordered
 
 
-def _feature_dim(shards: Sequence[Path]) -> int:
+def _feature_dim(shards: Sequence[Path | Vectors]) -> int:
     """d of all shards; 0 without a shard."""
-    widths = {pq.read_schema(shard).field("features").type.byte_width for shard in shards}
+    widths = {
+        pq.read_schema(shard).field("features").type.byte_width
+        if isinstance(shard, Path)
+        else 2 * NUM_REGIONS * shard.features.shape[2]
+        for shard in shards
+    }
     if len(widths) > 1:
+        where = shards[0].parent if isinstance(shards[0], Path) else "the index"
         raise RunError(
-            f"{shards[0].parent}: holds features of several lengths ({sorted(widths)} bytes); "
-            "run extract again"
+            f"{where}: holds features of several lengths ({sorted(widths)} bytes); run extract again"
         )
     return (widths.pop() if widths else 0) // (2 * NUM_REGIONS)

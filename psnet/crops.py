@@ -25,6 +25,16 @@ def expand(box: np.ndarray, margin: float, width: int, height: int) -> np.ndarra
     return np.concatenate([low, np.maximum(grown[..., 2:], low + 2)], -1).astype(np.float32)
 
 
+def whole_frame(width: int, height: int, fit: str) -> np.ndarray:
+    """The frame (4,) of a picture that a square is made of: all of it ("stretch"), or the middle square
+    ("centre", the same as resizing the shorter side and cutting out the middle)."""
+    if fit == "stretch":
+        return np.array([0, 0, width, height], np.float32)
+    side = min(width, height)
+    x, y = (width - side) / 2, (height - side) / 2
+    return np.array([x, y, x + side, y + side], np.float32)
+
+
 def log_aspect(frames: np.ndarray) -> np.ndarray:
     """Frames (..., 4) -> (...) float32, the logarithm of width over height."""
     size = np.maximum(frames[..., 2:] - frames[..., :2], 1e-3)

@@ -33,7 +33,8 @@ class Garment:
     ``box`` (4,) xyxy; ``landmarks`` (K, 3) x, y, probability of being visible; ``region_boxes`` (5, 4);
     ``presence`` (5,) uint8 codes of `psnet.regions.Presence`, ``presence_score`` (5,) its probability;
     ``features`` (5, d) float32, unit norm where present, zero elsewhere; ``mirrored_features`` (5, d) those
-    of the picture flipped left to right, in the flipped picture's own region order.
+    of the picture flipped left to right, in the flipped picture's own region order. ``attributes``
+    (attributes, d) float32, unit norm, where `psnet.asen_predictor` has looked at the garment.
     """
 
     box: np.ndarray
@@ -46,6 +47,7 @@ class Garment:
     presence_score: np.ndarray
     features: np.ndarray
     mirrored_features: np.ndarray
+    attributes: np.ndarray | None = None
 
 
 # What the detector is asked for: it proposes, the landmark branch decides.

@@ -121,7 +121,7 @@ def best_regions_score(
     used = [comparable[..., r] & (weights[..., r] > 0) for r in range(NUM_REGIONS)]
     masked = [np.where(used[r], cos[..., r], cos.dtype.type(-np.inf)) for r in range(NUM_REGIONS)]
     if (drop, keep) == (2, 3) and np.ptp(weights, axis=-1).max(initial=0) == 0:
-        score = _mean_of_best_three(masked)
+        score = mean_of_best_three(masked)
     else:
         score = _best_weighted_mean(masked, used, weights, shape, drop, keep)
     score = np.asarray(score)  # numpy makes a scalar of a single pair, which cannot be assigned to
@@ -135,8 +135,9 @@ def best_regions_score(
     return score
 
 
-def _mean_of_best_three(planes: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of the three greatest of five; -inf where one of those is.
+def mean_of_best_three(planes: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of the three greatest of five, element by element; -inf where one of those is. Five arrays of one
+    shape.
 
     A selection network: the lesser of the two minima of (a, b) and (c, d) is among the two smallest of the
     five; of the four that are left the smallest goes. No subtraction, so nothing is lost to rounding.

@@ -139,7 +139,7 @@ def explain(
     *,
     mirrored: bool = False,
     same_picture: bool = False,
-    direction: str = "unknown",
+    direction: str | None = "unknown",
     days_later: int | None = None,
 ) -> str:
     """A pair in one sentence, for a reviewer.
@@ -148,7 +148,8 @@ def explain(
         states: (5,) indices into STATES.
         mirrored: the suspect matches with its picture flipped.
         same_picture: both items show the same image file.
-        direction: one of DIRECTIONS.
+        direction: one of DIRECTIONS; None: of a picture that nobody offers, nothing is said about who was
+            first.
         days_later: days from the original's listing to the suspect's (negative: the suspect came first), None
             when a date is missing.
     """
@@ -170,7 +171,9 @@ def explain(
             clauses.append("the picture is flipped")
     if direction == "rights_holder":
         clauses.append("the right in the original is stated in the catalogue")
-    if days_later is None:
+    if direction is None:
+        pass
+    elif days_later is None:
         clauses.append("offered by another seller, the dates do not say who was first")
     elif days_later == 0:
         clauses.append("listed on the same day by another seller")

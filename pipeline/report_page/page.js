@@ -276,6 +276,12 @@
     const joined = names.length ? names.join(", ") + " and " + last : last;
     return joined[0].toUpperCase() + joined.slice(1) + " changed";
   }
+  // In which attributes the two garments agree, where the scan asked ASEN.
+  function attributeText(pair) {
+    const words = (names) => names.map((name) => name.replaceAll("_", " ")).join(", ") || "none";
+    return `Attributes that agree: ${words(pair.agree)}. That differ: ${words(pair.differ)}.`;
+  }
+
   function directionText(pair) {
     if (pair.direction === "rights_holder") return "The original belongs to the stated rights holder.";
     if (pair.direction === "original_first_listed") return "The original is the earlier listing.";
@@ -350,6 +356,7 @@
           el("p", { class: "explanation" }, pair.explanation),
           bars(pair, () => node),
           data.thresholds ? el("p", { class: "barnote" }, "The tick marks where a region counts as kept.") : null,
+          pair.agree ? el("p", { class: "attributes" }, attributeText(pair)) : null,
           el("p", { class: "direction" }, directionText(pair)),
           numbers,
           el("div", { class: "actions" }, confirm, dismiss,

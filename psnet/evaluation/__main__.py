@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from psnet.config import ConfigError, add_options, load_options
-from psnet.evaluation import detection, landmarks, paper, photographic, pictures, plagiarism, retrieval
+from psnet.evaluation import asen, detection, landmarks, paper, photographic, pictures, plagiarism, retrieval
 from psnet.evaluation.benchmark import Benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import Estimate
@@ -22,6 +22,7 @@ from psnet.evaluation.session import Session
 from psnet.evaluation.settings import EvaluationSettings
 from psnet.evaluation.tables import Table, write_tables
 from psnet.regions import GROUPS
+from psnet.train.asen_settings import AsenSettings
 
 # Detections behind the precision-recall curve of AP.
 _LEAST_SCORE = 0.05
@@ -377,12 +378,16 @@ def measure(part: str, settings: EvaluationSettings) -> list[Table]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments or the data."""
     parser = argparse.ArgumentParser(prog="psnet eval", description=__doc__)
-    parser.add_argument("part", choices=tuple(PARTS))
-    add_options(parser, "psnet.evaluation.settings.EvaluationSettings")
+    parser.add_argument("part", choices=(*PARTS, "asen"))
+    add_options(
+        parser, "psnet.evaluation.settings.EvaluationSettings (asen: psnet.train.asen_settings.AsenSettings)"
+    )
     arguments = parser.parse_args(argv)
     try:
-        settings = load_options(EvaluationSettings, arguments)
-        tables = measure(arguments.part, settings)
+        if arguments.part == "asen":
+            tables = asen.measure_asen(load_options(AsenSettings, arguments))
+        else:
+            tables = measure(arguments.part, load_options(EvaluationSettings, arguments))
     except (ValueError, FileNotFoundError) as error:  # ConfigError and WeightsError are ValueErrors
         print(f"psnet eval: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,5 @@
-"""``python -m psnet.train PART``: train one part or all of PS-Net, calibrate, and write a weights folder.
+"""``python -m psnet.train PART``: train one part or all of PS-Net, calibrate, and write a weights folder; the
+part asen, which "all" leaves out, trains the attribute-specific network.
 
 Needs torch, torchvision, timm, numpy, pandas and pillow; opencv only to cut garments out of photographs,
 once.
@@ -27,6 +28,8 @@ from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_c
 from psnet.predictor import Predictor
 from psnet.regions import GROUPS, NUM_REGIONS
 from psnet.similarity import SCORINGS
+from psnet.train.asen import train_asen
+from psnet.train.asen_settings import AsenSettings
 from psnet.train.calibrate import calibrate
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import LandmarkSamples, landmark_figures, landmark_loss
@@ -53,7 +56,16 @@ from psnet.weights import load_part, save_description, save_part
 LANDMARKS_FILE = "landmarks.safetensors"
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
-PARTS = ("detector", "landmarks", "self-training", "retrieval", "region-weights", "calibration", "all")
+PARTS = (
+    "detector",
+    "landmarks",
+    "self-training",
+    "retrieval",
+    "region-weights",
+    "calibration",
+    "all",
+    "asen",
+)
 
 
 def load_garments(
@@ -375,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments or the data."""
     parser = argparse.ArgumentParser(prog="psnet train", description=__doc__)
     parser.add_argument("part", choices=PARTS)
-    add_options(parser, "psnet.train.settings.TrainSettings")
+    add_options(parser, "psnet.train.settings.TrainSettings (asen: psnet.train.asen_settings.AsenSettings)")
     arguments = parser.parse_args(argv)
     steps = {
         "detector": train_detector,
@@ -386,6 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "calibration": fit_calibration,
     }
     try:
+        if arguments.part == "asen":
+            train_asen(load_options(AsenSettings, arguments))
+            return 0
         settings = load_options(TrainSettings, arguments)
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         for name in steps if arguments.part == "all" else [arguments.part]:

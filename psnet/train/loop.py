@@ -26,14 +26,16 @@ from torch.utils.data import DataLoader, Dataset
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """``steps`` batches of ``batch`` samples; learning rate warms up linearly and falls as a cosine to
-    zero."""
+    """``steps`` batches of ``batch`` samples; learning rate warms up linearly and falls as a cosine to zero,
+    or, where ``decay_every`` is set, by the factor ``decay`` every so many steps."""
 
     steps: int = 1000
     batch: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 100
+    decay: float = 1.0
+    decay_every: int = 0
     average: float = 0.998
     clip: float = 5.0
     workers: int = 1
@@ -74,6 +76,8 @@ def _one_thread(_: int) -> None:
 def _schedule(step: int, settings: LoopSettings) -> float:
     if step < settings.warmup:
         return (step + 1) / settings.warmup
+    if settings.decay_every:
+        return settings.decay ** (step // settings.decay_every)
     progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * progress))
 

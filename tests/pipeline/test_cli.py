@@ -23,7 +23,7 @@ from tests.pipeline.conftest import Shop, jpeg
 from tests.pipeline.judged_run import make_run
 
 COMMANDS = (
-    "scan", "sweep", "export", "crawl", "extract", "index", "match", "report",
+    "scan", "sweep", "plan", "check", "export", "similar", "crawl", "extract", "index", "match", "report",
     "demo", "eval", "train", "version",
 )  # fmt: skip
 

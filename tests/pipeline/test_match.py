@@ -397,7 +397,8 @@ def wait_for(condition, driver: subprocess.Popen[bytes] | None = None, seconds: 
 
 
 @pytest.mark.slow
-def test_one_worker_gives_the_same(tmp_path, settings_for):
+@pytest.mark.parametrize("workers", [1, 7])
+def test_any_number_of_workers_gives_the_same(tmp_path, settings_for, workers):
     source, items = catalogue(150, seed=5), plain_items(150)
     alone, settings = write_run(tmp_path / "driver", source, items), settings_for()
     match(alone, settings)
@@ -405,8 +406,8 @@ def test_one_worker_gives_the_same(tmp_path, settings_for):
     driver = start_driver(
         run,
         f"extract.weights={settings.extract.weights}",
-        "match.block_size=64",
-        "ray.num_cpus=1",
+        "match.block_size=40",
+        f"ray.num_cpus={workers}",
         "ray.object_store_mb=80",
     )
     _, errors = driver.communicate(timeout=120)

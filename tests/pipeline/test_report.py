@@ -152,6 +152,20 @@ def test_items_in_are_items_screened_and_failed_by_reason(evidence: Evidence) ->
     assert next(row[:4] for row in run["stages"]) == ["crawl", "9", "8", "1"]
 
 
+def test_a_plan_and_an_estimate_stand_beside_what_happened(evidence: Evidence) -> None:
+    share = {"share": 0.01, "low": 0.005, "high": 0.02, "pairs": 400}
+    missed = {"queries": 20, "best_20": share, "suspects": {**share, "pairs": 0}}
+    done = {"done": True, "in": 1, "out": 1, "seconds": 30.0, "planned_seconds": 25.0, "missed": missed}
+    record = {**evidence.record, "plan": {"seconds": 120.0}, "stages": {"index": done}}
+    run = page_data(replace(evidence, record=record), {}, PageOptions())["run"]
+    assert {"label": "Duration", "value": "30 s", "note": "2 min 0 s planned"} in run["tiles"]
+    assert run["stages"] == [["index", "1", "1", "0", "30.0 (25.0 planned)"]]
+    assert dict(run["facts"])["estimate of index"] == (
+        "Missed by the index, estimated on 20 garments: 1.00% of the 20 best partners "
+        "(0.50% to 2.00%, 400 pairs); no suspicious pairs to count"
+    )
+
+
 def test_only_the_best_are_shown_and_the_page_says_so(evidence: Evidence) -> None:
     data = page_data(evidence, {}, PageOptions(max_suspects=2))
     assert [suspect["rank"] for suspect in data["suspects"]] == [1, 2]

@@ -18,7 +18,7 @@ from psnet.evaluation import detection, landmarks, paper, photographic, plagiari
 from psnet.evaluation.baselines import hash_scores, perceptual_hash, sift_scores
 from psnet.evaluation.benchmark import Benchmark, Item, read_benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
-from psnet.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_median, wilson
+from psnet.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_median, wilson, wilson_of_clusters
 from psnet.evaluation.keypoints import deepfashion2_sigmas
 from psnet.evaluation.scores import ScoreSettings, best_garments, item_scores, levels
 from psnet.evaluation.session import mean_of_members
@@ -43,6 +43,30 @@ def test_wilson_as_in_the_textbook():
     assert (share.low, share.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(0, 5).low == 0 and wilson(5, 5).high == 1
     assert math.isnan(wilson(0, 0).value)
+
+
+def test_wilson_of_clusters_counts_clusters_where_they_fall_together():
+    single = wilson_of_clusters(np.array([1] * 8 + [0] * 2), np.ones(10))
+    assert (single.value, single.count) == (0.8, 10)
+    assert single.low == pytest.approx(wilson(8, 10).low, abs=0.08)
+    together = wilson_of_clusters(np.array([20, 0, 20, 20, 0]), np.full(5, 20))
+    apart = wilson_of_clusters(np.full(5, 12), np.full(5, 20))
+    assert together.value == apart.value == 0.6
+    assert together.high - together.low > 3 * (apart.high - apart.low)
+    assert wilson(60, 100).low - 0.05 < apart.low < wilson(60, 100).low
+    # Nothing seen in five queries of twenty pairs is no more than nothing seen in five.
+    assert wilson_of_clusters(np.zeros(5), np.full(5, 20)).high == pytest.approx(wilson(0, 5).high)
+    assert math.isnan(wilson_of_clusters(np.zeros(3), np.zeros(3)).value)
+    with pytest.raises(ValueError, match="no share"):
+        wilson_of_clusters(np.array([2]), np.array([1]))
+
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(300):
+        rate = rng.beta(1, 4, 60)  # mean 0.2, most of it between the clusters
+        trials = rng.integers(1, 40, 60)
+        estimate = wilson_of_clusters(rng.binomial(trials, rate), trials)
+        covered.append(estimate.low <= 0.2 <= estimate.high)
+    assert np.mean(covered) > 0.92
     with pytest.raises(ValueError, match="no share"):
         wilson(3, 2)
 

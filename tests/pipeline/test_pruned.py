@@ -1,0 +1,52 @@
+"""A pruned search: with an index that proposes everything it equals the exact one, with one that does not it
+finds the copies and says what it misses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.index import build_index
+from pipeline.match import match
+from pipeline.rundir import RunDirectory
+from pipeline.settings import load_settings
+from tests.pipeline.synthetic_garments import Catalogue, catalogue, plain_items, write_run
+
+PICTURES = 300
+
+
+def searched(path: Path, source: Catalogue, weights: Path, *overrides: str) -> RunDirectory:
+    run = write_run(path, source, plain_items(PICTURES), shards=2)
+    keys = [f"extract.weights={weights}", "match.best_k=10", "match.block_size=150", *overrides]
+    settings = load_settings(None, keys)
+    build_index(run, settings)
+    match(run, settings)
+    return run
+
+
+def best(run: RunDirectory) -> set[tuple[str, str]]:
+    pairs = pq.read_table(run.pairs_path, columns=["query_item_id", "match_item_id", "score"])
+    pairs = pairs.filter(pc.greater(pairs["score"], 0.8))
+    return set(zip(*(pairs[name].to_pylist() for name in ("query_item_id", "match_item_id")), strict=True))
+
+
+def test_pruned_and_exact(tmp_path: Path, tiny_weights: Path, ray_local: None):
+    source = catalogue(PICTURES, dim=24, seed=12)
+    exact = searched(tmp_path / "exact", source, tiny_weights)
+    every = "index.candidates=1000"
+    lists = ("match.search=pruned", "index.factory=Regions8", "index.shard_size=200")
+    everything = searched(tmp_path / "everything", source, tiny_weights, *lists, every, "index.nprobe=8")
+    record = everything.stage_record("match")
+    assert record["exact"] is False and record["blocks"] == 2
+    assert pq.read_table(everything.pairs_path).equals(pq.read_table(exact.pairs_path))
+
+    few = searched(tmp_path / "few", source, tiny_weights, *lists, "index.candidates=20", "index.nprobe=2")
+    assert len(best(exact) & best(few)) > 0.95 * len(best(exact)) > 100
+    missed = few.stage_record("index")["missed"]
+    assert 0 <= missed["suspects"]["low"] <= missed["suspects"]["share"] < 0.1
+
+    # An exact index leaves nothing to prune.
+    flat = searched(tmp_path / "flat", source, tiny_weights, "match.search=pruned")
+    assert flat.stage_record("match")["exact"] is True
