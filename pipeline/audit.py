@@ -16,7 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.calibration import load_calibration
-from pipeline.garment_index import Candidates, GarmentIndex, OpenShard, Queries, as_queries, open_shards
+from pipeline.garment_index import (
+    Candidates,
+    Found,
+    GarmentIndex,
+    OpenShard,
+    Queries,
+    as_queries,
+    open_shards,
+)
 from pipeline.index_manifest import Manifest
 from pipeline.missed import BEST
 from pipeline.settings import Settings
@@ -53,14 +61,12 @@ def audit(
     drawn = np.sort(rng.choice(len(queries), min(sample, len(queries)), replace=False))
     if not len(drawn):
         return {}
-    exact = exact_pairs(
-        index,
-        queries.take(drawn),
-        pictures.take(drawn),
-        scoring=scoring,
-        threshold=threshold,
-        allowed=allowed,
-    )
+    asked, own = queries.take(drawn), pictures.take(drawn)
+    place = np.searchsorted(drawn, found.query)
+    of_drawn = drawn[np.minimum(place, len(drawn) - 1)] == found.query
+    known = Candidates(place[of_drawn], found.shard[of_drawn], found.row[of_drawn])
+    floor = _least_best(index.compare(asked, known, scoring=scoring), own)
+    exact = exact_pairs(index, asked, own, scoring=scoring, threshold=threshold, allowed=allowed, floor=floor)
     given = set(zip(found.query.tolist(), found.shard.tolist(), found.row.tolist(), strict=True))
     query, shard, row, score, rank = exact
     lost = np.array(
@@ -109,6 +115,18 @@ def _as_json(share: Estimate) -> dict[str, float | int | None]:
     }
 
 
+def _least_best(found: Found, pictures: pa.Array) -> np.ndarray:
+    """(n,) score of each query's ``BEST``-th partner among those found, -inf where there are fewer: the exact
+    one is no lower."""
+    names = pictures.to_numpy(zero_copy_only=False)
+    others = found.sha256 != names[found.query]
+    query, score = found.query[others], found.comparison.score[others]
+    at = np.arange(len(query)) - np.searchsorted(query, query) == BEST - 1
+    least = np.full(len(names), -np.inf, np.float32)
+    least[query[at]] = score[at]
+    return least
+
+
 def exact_pairs(
     index: GarmentIndex,
     queries: Queries,
@@ -117,13 +135,18 @@ def exact_pairs(
     scoring: str,
     threshold: float,
     allowed: Sequence[np.ndarray] | None = None,
+    floor: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs from the threshold on, and the ``BEST`` best of every query: query, shard, row, score, rank.
 
     Every garment of the index is compared. Memory O(queries × block).
+
+    Args:
+        floor: (n,) what the ``BEST``-th best partner reaches at least, which spares comparisons.
     """
     parts = [np.empty((4, 0))]
-    floor = np.full(len(queries), -np.inf, np.float32)
+    if floor is None:
+        floor = np.full(len(queries), -np.inf, np.float32)
     names = pictures.to_numpy(zero_copy_only=False)
     for number, shard in enumerate(index.shards):
         rows = np.arange(len(shard.vectors)) if allowed is None else allowed[number]
@@ -133,9 +156,9 @@ def exact_pairs(
             own = shard.vectors.sha256.take(there).to_numpy(zero_copy_only=False)
             score[names[:, None] == own[None]] = -np.inf
             if score.shape[1] > BEST:
-                floor = np.maximum(floor, np.partition(score, -BEST, axis=1)[:, -BEST] - slack)
-            cut = np.minimum(floor, threshold) - slack
-            query, column = np.nonzero((score >= cut[:, None]) & np.isfinite(score))
+                floor = np.maximum(floor, np.partition(score - slack, -BEST, axis=1)[:, -BEST])
+            cut = np.minimum(floor, threshold)
+            query, column = np.nonzero((score + slack >= cut[:, None]) & np.isfinite(score))
             pair = Candidates(query, np.full(len(query), number), there[column])
             compared = index.compare(queries, pair, scoring=scoring)
             values = (compared.query, compared.shard, compared.row, compared.comparison.score)
@@ -157,8 +180,9 @@ def exact_pairs(
 
 def _scores(
     index: GarmentIndex, queries: Queries, shard: OpenShard, rows: np.ndarray, scoring: str
-) -> tuple[np.ndarray, float]:
-    """Scores of all queries with some garments, and what they may be off by.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of all queries with some garments, (n, rows), and what each may be off by, an array of that
+    shape.
 
     Region lists hold reduced vectors, a fraction of the work. With u, v what the reduction leaves of two unit
     vectors and r, s what it leaves out, cos = <u, v> + <r, s>, and |<r, s>| <= |r| |s| (Cauchy and Schwarz),
@@ -168,7 +192,8 @@ def _scores(
     # A slice is not copied row by row.
     whole = len(rows) == rows[-1] - rows[0] + 1
     at = slice(rows[0], rows[-1] + 1) if whole else rows
-    vectors, slack = shard.vectors, _ROUNDING
+    vectors = shard.vectors
+    slack = np.full((len(queries), len(rows)), _ROUNDING, np.float32)
     features, plain, flipped = (
         np.asarray(queries.features, np.float32),
         vectors.features[at],
@@ -177,7 +202,7 @@ def _scores(
     if shard.lists is not None:
         features = index.reduce(queries.features)
         plain, flipped = (half[at] for half in np.split(shard.lists.reduced, 2))
-        slack += _left_out(features) * max(_left_out(plain), _left_out(flipped))
+        slack += _left_out(features)[:, None] * np.maximum(_left_out(plain), _left_out(flipped))
     score = compare_block(
         features,
         queries.presence,
@@ -190,7 +215,9 @@ def _scores(
     return score, slack
 
 
-def _left_out(reduced: np.ndarray) -> float:
-    """The greatest length of what was left out of vectors of unit length; those of length 0 are not there."""
+def _left_out(reduced: np.ndarray) -> np.ndarray:
+    """The greatest length of what was left out of a garment's regions: (n, 5, d') to (n,). A region of length
+    0 is not there."""
     length = np.linalg.norm(np.asarray(reduced, np.float32), axis=-1)
-    return float(np.sqrt(np.maximum(1 - length[length > 0] ** 2, 0)).max(initial=0))
+    out: np.ndarray = np.sqrt(np.maximum(np.where(length > 0, 1 - length**2, 0), 0)).max(axis=-1)
+    return out

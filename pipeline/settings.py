@@ -73,7 +73,7 @@ class IndexSettings:
     shard_size: int = bounded(100_000, 1, result=False)
     nprobe: int = bounded(0, 0)
     candidates: int = bounded(100, 1)
-    audit_queries: int = bounded(200, 0)
+    audit_queries: int = bounded(50, 0)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,13 @@ def asked(tmp_path_factory, ray_local) -> tuple[GarmentIndex, Queries, pa.Array]
     run = write_run(tmp_path_factory.mktemp("audit") / "run", source, plain_items(900), shards=3)
     settings = load_settings(
         None,
-        ["index.factory='IVF32,SQfp16'", "index.nprobe=1", "index.shard_size=500", "index.candidates=60"],
+        [
+            "index.factory='IVF32,SQfp16'",
+            "index.nprobe=1",
+            "index.shard_size=500",
+            "index.candidates=60",
+            "index.audit_queries=200",
+        ],
     )
     build_index(run, settings)
     missed = run.stage_record("index")["missed"]
