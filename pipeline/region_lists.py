@@ -98,7 +98,8 @@ def write_lists(target: Path, reduced: np.ndarray, centroids: np.ndarray) -> Non
         count = np.bincount(number, minlength=lists + 1)[:lists]
         bounds[region, 1:] = np.cumsum(count)
         order[region, : count.sum()] = by_list[: count.sum()]
-    for suffix, array in zip(SUFFIXES, (np.asarray(reduced, np.float16), order, bounds), strict=True):
+    arrays: tuple[np.ndarray, ...] = (np.asarray(reduced, np.float16), order, bounds)
+    for suffix, array in zip(SUFFIXES, arrays, strict=True):
         np.save(target.with_name(target.name + suffix), array)
 
 

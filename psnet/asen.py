@@ -187,6 +187,7 @@ class AsenV1(Asen):
         # A convolution to one map after a product with the attribute is a convolution per attribute.
         kernels = torch.tanh(self.mask_fc1.weight.T) * self.conv2.weight.flatten(1)
         bias = self.conv2.bias
+        assert bias is not None
         return torch.tanh(F.conv2d(torch.tanh(self.conv1(features)), kernels[..., None, None]) + bias)
 
     def attribute_view(self) -> Tensor:
