@@ -364,7 +364,7 @@ class _BlockSearch:
         error = max(one.error.max(initial=0) for one in codes)
         numbers = (wanted.threshold, wanted.normalised_threshold, MARGIN, slack, norm, *tangent(norm))
         # Rounding of all other numbers stays far below the margin.
-        self._cuts = Cuts(*[np.float32(number) for number in (*numbers, error**2 + MARGIN)])
+        self._cuts = Cuts(*(np.float32(number) for number in (*numbers, error**2 + MARGIN)))
         to_rows, to_columns = self.to_rows.side, self.to_columns.side
         self._left = self._part(rows.codes, to_rows.code_query)
         self._right = self._part(columns.codes, to_columns.code)

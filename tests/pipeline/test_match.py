@@ -362,7 +362,13 @@ def test_killed_worker_and_driver_cost_nothing_that_is_finished(tmp_path, settin
         run, f"extract.weights={settings.extract.weights}", size, "ray.num_cpus=3", "ray.object_store_mb=80"
     )
     wait_for(lambda: len(blocks(run)) >= 20, driver)
-    workers = [pid for pid, name in descendants(driver.pid).items() if name.startswith("ray::_compute_block")]
+
+    def busy() -> list[int]:
+        named = descendants(driver.pid).items()
+        return [pid for pid, name in named if name.startswith("ray::_compute_block")]
+
+    while not (workers := busy()):  # between two tasks a worker is called idle
+        assert driver.poll() is None
     os.kill(workers[0], signal.SIGKILL)
     before = len(blocks(run))
     wait_for(lambda: len(blocks(run)) >= before + 20, driver)
