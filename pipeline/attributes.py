@@ -126,12 +126,13 @@ def agreements(
     return out
 
 
-def reranked(scores: Sequence[float], said: Sequence[Agreement | None]) -> list[int]:
-    """The order of pairs by their score plus `RERANK_WEIGHT` times the share of attributes that agree; a pair
+def reranked(
+    scores: Sequence[float], said: Sequence[Agreement | None], weight: float = RERANK_WEIGHT
+) -> list[int]:
+    """The order of pairs by their score plus ``weight`` times the share of attributes that agree; a pair
     without attributes counts as one that agrees in half of them. Ties stay as they are."""
     total = [
-        score + RERANK_WEIGHT * (0.5 if one is None else one.share)
-        for score, one in zip(scores, said, strict=True)
+        score + weight * (0.5 if one is None else one.share) for score, one in zip(scores, said, strict=True)
     ]
     return sorted(range(len(total)), key=lambda i: -total[i])
 

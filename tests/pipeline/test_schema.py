@@ -43,6 +43,7 @@ def garments(count: int, dim: int, seed: int = 0) -> pa.Table:
             "features": schema.pack_features(features),
             "mirrored_features": schema.pack_features(-features),
             "model_tag": ["psnet-test"] * count,
+            "attributes": schema.pack_attributes(rng.standard_normal((count, 7, 4))),
         },
         schema=schema.garment_schema(dim),
     )
