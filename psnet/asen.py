@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from psnet.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from psnet.config import bounded
+from psnet.retrieval import unit_norm
 
 # The coarsest branch of an HRNet has this stride; its branches only fit together at multiples of it.
 _COARSEST = 32
@@ -137,7 +138,7 @@ class Asen(AttributeNetwork):
             seen = places.mean(-1).unsqueeze(1).expand(-1, len(self.config.attributes), -1)
         if self.config.channel:
             seen = seen * self.channel_gate(seen)
-        return AttributeOutput(F.normalize(self.project(seen), dim=-1), attention)
+        return AttributeOutput(unit_norm(self.project(seen)), attention)
 
     def attention_logits(self, features: Tensor) -> Tensor:
         """ASA before its softmax: (n, channels, h, w) -> (n, attributes, h, w)."""
@@ -240,7 +241,7 @@ class PooledNetwork(AttributeNetwork):
             embedding = embedding * torch.relu(self.masks.weight)
         else:
             embedding = embedding.expand(-1, len(self.config.attributes), -1)
-        return AttributeOutput(F.normalize(embedding, dim=-1), None)
+        return AttributeOutput(unit_norm(embedding), None)
 
 
 def build_asen(config: AsenConfig) -> AttributeNetwork:

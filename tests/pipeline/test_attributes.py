@@ -24,6 +24,8 @@ from pipeline.schema import garment_schema, pack_attributes, unpack_attributes
 from pipeline.settings import ExtractSettings, load_settings
 from psnet.asen import AsenConfig, build_asen
 from psnet.asen_weights import asen_tag, save_asen
+from psnet.regions import Presence
+from psnet.weights import load_psnet, save_psnet
 from tests.pipeline.test_extract import D, Stand, picture, unit_of
 from tests.pipeline.test_scan import write_catalogue
 
@@ -120,9 +122,22 @@ def test_agreement_and_the_new_order_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def chosen(tiny_weights: Path, asen_weights: Path) -> list[str]:
+def seeing_weights(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network with a landmark branch that takes every region for present: of random numbers, which
+    it is, depends on how they are rounded."""
+    model = load_psnet(tiny_weights)
+    bias = model.landmarks.presence.bias
+    with torch.no_grad():
+        bias.view(-1, len(Presence))[:, Presence.PRESENT] += 100
+    folder = tmp_path_factory.mktemp("weights") / "seeing"
+    save_psnet(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chosen(seeing_weights: Path, asen_weights: Path) -> list[str]:
     return [
-        f"extract.weights={tiny_weights}",
+        f"extract.weights={seeing_weights}",
         f"extract.attribute_weights={asen_weights}",
         "extract.detection_threshold=0.0",
         "extract.actors=1",
