@@ -81,7 +81,7 @@ def read_attributes(run: RunDirectory, settings: Settings) -> Attributes:
     except WeightsError as error:
         raise UserError(str(error)) from None
     names = tuple(description["config"]["attributes"])
-    thresholds = [description["thresholds"].get(name, 1.0) for name in names]
+    thresholds = [description["thresholds"].get(name, np.inf) for name in names]
     return Attributes(names, np.array(thresholds, np.float32))
 
 
