@@ -120,7 +120,7 @@ def rerank_table(name: str, run: RunDirectory, truth: Path) -> Table:
     )
     predictor = AttributePredictor.load(device="cpu")
     embeddings = _embeddings(run, suspects, predictor)
-    thresholds = np.array([predictor.thresholds.get(n, 1.0) for n in predictor.names], np.float32)
+    thresholds = np.array([predictor.thresholds.get(n, np.inf) for n in predictor.names], np.float32)
     pairs = [
         tuple((row[f"{side}_image_sha256"], row[f"{side}_garment"]) for side in ("original", "suspect"))
         for row in suspects

@@ -30,7 +30,8 @@ Garment = tuple[str, int]
 
 @dataclass(frozen=True)
 class Attributes:
-    """``names`` of the attributes, and the cosine from which two garments agree in each (1: never said)."""
+    """``names`` of the attributes, and the cosine from which two garments agree in each (inf: never
+    said)."""
 
     names: tuple[str, ...]
     thresholds: np.ndarray
@@ -81,7 +82,7 @@ def read_attributes(run: RunDirectory, settings: Settings) -> Attributes:
     except WeightsError as error:
         raise UserError(str(error)) from None
     names = tuple(description["config"]["attributes"])
-    thresholds = [description["thresholds"].get(name, 1.0) for name in names]
+    thresholds = [description["thresholds"].get(name, np.inf) for name in names]
     return Attributes(names, np.array(thresholds, np.float32))
 
 

@@ -25,7 +25,7 @@ def expand(box: np.ndarray, margin: float, width: int, height: int) -> np.ndarra
     return np.concatenate([low, np.maximum(grown[..., 2:], low + 2)], -1).astype(np.float32)
 
 
-def whole_frame(width: int, height: int, fit: str) -> np.ndarray:
+def whole_frame(width: float, height: float, fit: str) -> np.ndarray:
     """The frame (4,) of a picture that a square is made of: all of it ("stretch"), or the middle square
     ("centre", the same as resizing the shorter side and cutting out the middle)."""
     if fit == "stretch":

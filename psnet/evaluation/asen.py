@@ -119,7 +119,8 @@ def ranking_tables(session: AsenSession) -> list[Table]:
         "relevant: those of its value. 95 % intervals: photographs resampled."
     )
     columns = ("method", "overall", *(name.replace("_", " ") for name in meta.names))
-    rows, accuracy = [], []
+    rows: list[tuple[Cell, ...]] = []
+    accuracy: list[tuple[Cell, ...]] = []
     for name in session.order:
         one = scores[name]
         for into, values in ((rows, one.precision), (accuracy, one.triplets)):
@@ -156,7 +157,7 @@ def triplet_tables(session: AsenSession) -> list[Table]:
     settings = session.settings
     listed = zappos.read_zappos(Path(settings.root), "test", skip_missing=settings.skip_missing)
     used = np.unique(listed.triplets[:, 1:])
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name in session.order:
         embeddings = embed_some(session.model(name), listed.paths, used, settings.precision)
         right = triplet_accuracy(embeddings, listed.triplets)

@@ -36,7 +36,8 @@ def embed_images(
     """Squares (side, side, 3) uint8 -> (n, attributes, channels) float32 of unit norm."""
     device = next(model.parameters()).device
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
-    out, batch = [], []
+    out: list[np.ndarray] = []
+    batch: list[np.ndarray] = []
 
     def embed() -> None:
         pixels = to_tensor(np.stack(batch)).to(device)

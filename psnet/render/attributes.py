@@ -137,7 +137,8 @@ def _write_garment(job: _Job) -> tuple[tuple[int, ...], dict[str, list[float] | 
             break
     picture = Image.fromarray(photograph.pixels)
     frame = expand(photograph.box, GARMENT_MARGIN, picture.width, picture.height).round()
-    picture.crop(tuple(int(v) for v in frame)).save(job.path, quality=90)
+    left, top, right, bottom = (int(v) for v in frame)
+    picture.crop((left, top, right, bottom)).save(job.path, quality=90)
     return design_values(design), regions_row(photograph.region_boxes - np.tile(frame[:2], 2))
 
 
