@@ -32,6 +32,7 @@ from pipeline.schema import unpack_boxes
 from psnet.asen import AsenConfig, AttributeNetwork, build_asen
 from psnet.asen_predictor import AttributePredictor
 from psnet.asen_weights import load_asen
+from psnet.evaluation.attributes import average_precision
 from psnet.evaluation.benchmark import designs
 from psnet.evaluation.intervals import wilson
 from psnet.evaluation.tables import Cell, Table, read_tables
@@ -132,7 +133,12 @@ def rerank_table(name: str, run: RunDirectory, truth: Path) -> Table:
         order = reranked(scores, said, weight)
         used = " (rerank=asen)" if weight == RERANK_WEIGHT else ""
         cells = [wilson(int(right[order][:n].sum()), min(n, len(right))) for n in _CUTOFFS]
-        rows.append(("as ranked by the scan" if not weight else f"weight {weight:g}{used}", *cells))
+        ranked = right[order]
+        first = None if ranked.all() else int(ranked.argmin()) + 1
+        area = float(average_precision(ranked[None])[0])
+        rows.append(
+            ("as ranked by the scan" if not weight else f"weight {weight:g}{used}", *cells, area, first)
+        )
     share = [
         np.mean([one.share for one, yes in zip(said, right, strict=True) if one and yes == t])
         for t in (True, False)
@@ -142,7 +148,7 @@ def rerank_table(name: str, run: RunDirectory, truth: Path) -> Table:
         f"{len(suspects):,} suspects, {int(right.sum()):,} of them copies. Attributes that agree: "
         f"{share[0]:.2f} of them in pairs of one design, {share[1]:.2f} in others. Precision of the first N, "
         "Wilson intervals.",
-        ("order", *(f"precision@{n}" for n in _CUTOFFS)),
+        ("order", *(f"precision@{n}" for n in _CUTOFFS), "average precision", "first wrong at"),
         tuple(rows),
     )
 
