@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.attributes import RERANK_WEIGHT, Attributes, agreements, reranked
+from pipeline.attributes import RERANK_WEIGHT, Attributes, Garment, agreements, reranked
 from pipeline.evaluate import read_truth
 from pipeline.extract import garment_shards
+from pipeline.judge import Items, find_suspects, rank_suspects
 from pipeline.rundir import RunDirectory
 from pipeline.schema import unpack_boxes
+from pipeline.settings import JudgeSettings
 from psnet.asen import AsenConfig, AttributeNetwork, build_asen
 from psnet.asen_predictor import AttributePredictor
 from psnet.asen_weights import load_asen
+from psnet.evaluation.attributes import average_precision
 from psnet.evaluation.benchmark import designs
 from psnet.evaluation.intervals import wilson
 from psnet.evaluation.tables import Cell, Table, read_tables
@@ -39,6 +43,8 @@ from psnet.image import decode_image
 
 _CUTOFFS = (25, 50, 100, 200)
 _WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.5)
+# Far below the calibrated thresholds: a list with strangers on it, on which an order matters.
+_LAXER = {"score": 0.5, "normalised_score": 0.4}
 _REPEATS = 15
 _BATCH = 8
 
@@ -107,67 +113,87 @@ def _times(network: AttributeNetwork) -> tuple[float, float]:
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def rerank_table(name: str, run: RunDirectory, truth: Path) -> Table:
+@dataclass(frozen=True)
+class Listed:
+    """A suspected pair: its items, its garments (image hash, index) and the score it is ranked by."""
+
+    items: tuple[str, str]
+    garments: tuple[Garment, Garment]
+    score: float
+
+
+def shipped_list(run: RunDirectory) -> list[Listed]:
+    """The suspects as the scan reports them."""
+    rows = pq.read_table(run.suspects_path).sort_by("rank").to_pylist()
+    sides = ("original", "suspect")
+    out = []
+    for row in rows:
+        one, other = ((row[f"{side}_image_sha256"], row[f"{side}_garment"]) for side in sides)
+        names = (row["original_item_id"], row["suspect_item_id"])
+        out.append(Listed(names, (one, other), row["normalised_score"]))
+    return out
+
+
+def laxer_list(run: RunDirectory) -> list[Listed]:
+    """What a scan with lower thresholds (`_LAXER`) and the relation similar would report."""
+    pairs = pq.read_table(run.pairs_path)
+    worth = pc.is_in(pairs["relation"], value_set=pa.array(["identical", "plagiarised", "similar"]))
+    for column, least in _LAXER.items():
+        worth = pc.and_(worth, pc.greater_equal(pairs[column], pa.scalar(least, pa.float32())))
+    items = Items(pq.read_table(run.items_path))
+    found, _ = find_suspects(pairs.filter(worth), items)
+    return [
+        Listed((one.original, one.suspect), one.garments(items), one.pair["normalised_score"])
+        for one in rank_suspects(found, JudgeSettings())
+    ]
+
+
+def rerank_table(name: str, run: RunDirectory, truth: Path, suspects: Sequence[Listed]) -> Table:
     """Precision of the best suspects as the scan ranks them and ranked anew with several weights."""
-    suspects = pq.read_table(run.suspects_path).sort_by("rank").to_pylist()
     design = designs((pair.original, pair.copy) for pair in read_truth(truth))
-    right = np.array(
-        [
-            design.get(row["original_item_id"], row["original_item_id"])
-            == design.get(row["suspect_item_id"], row["suspect_item_id"])
-            for row in suspects
-        ]
-    )
+    right = np.array([len({design.get(item, item) for item in one.items}) == 1 for one in suspects])
     predictor = AttributePredictor.load(device="cpu")
     embeddings = _embeddings(run, suspects, predictor)
-    thresholds = np.array([predictor.thresholds.get(n, 1.0) for n in predictor.names], np.float32)
-    pairs = [
-        tuple((row[f"{side}_image_sha256"], row[f"{side}_garment"]) for side in ("original", "suspect"))
-        for row in suspects
-    ]
-    said = agreements([(a, b) for a, b in pairs], embeddings, Attributes(predictor.names, thresholds))
-    scores = [row["normalised_score"] for row in suspects]
+    thresholds = np.array([predictor.thresholds.get(n, np.inf) for n in predictor.names], np.float32)
+    said = agreements([one.garments for one in suspects], embeddings, Attributes(predictor.names, thresholds))
     rows: list[tuple[Cell, ...]] = []
     for weight in _WEIGHTS:
-        order = reranked(scores, said, weight)
+        ranked = right[reranked([one.score for one in suspects], said, weight)]
+        cells = [wilson(int(ranked[:n].sum()), min(n, len(ranked))) for n in _CUTOFFS]
+        first = None if ranked.all() else int(ranked.argmin()) + 1
         used = " (rerank=asen)" if weight == RERANK_WEIGHT else ""
-        cells = [wilson(int(right[order][:n].sum()), min(n, len(right))) for n in _CUTOFFS]
-        rows.append(("as ranked by the scan" if not weight else f"weight {weight:g}{used}", *cells))
+        title = f"weight {weight:g}{used}" if weight else "as ranked by the scan"
+        rows.append((title, *cells, float(average_precision(ranked[None])[0]), first))
     share = [
-        np.mean([one.share for one, yes in zip(said, right, strict=True) if one and yes == t])
-        for t in (True, False)
+        np.mean([one.share for one, yes in zip(said, right, strict=True) if one and yes == wanted])
+        for wanted in (True, False)
     ]
     return Table(
         f"Suspects ranked anew: {name}",
         f"{len(suspects):,} suspects, {int(right.sum()):,} of them copies. Attributes that agree: "
         f"{share[0]:.2f} of them in pairs of one design, {share[1]:.2f} in others. Precision of the first N, "
         "Wilson intervals.",
-        ("order", *(f"precision@{n}" for n in _CUTOFFS)),
+        ("order", *(f"precision@{n}" for n in _CUTOFFS), "average precision", "first wrong at"),
         tuple(rows),
     )
 
 
 def _embeddings(
-    run: RunDirectory, suspects: Sequence[dict[str, object]], predictor: AttributePredictor
-) -> dict[tuple[str, int], np.ndarray]:
+    run: RunDirectory, suspects: Sequence[Listed], predictor: AttributePredictor
+) -> dict[Garment, np.ndarray]:
     """Of all garments among the suspects, from their photographs and the boxes that the scan found."""
-    paths = {
-        str(row[f"{side}_image_sha256"]): str(row[f"{side}_image_path"])
-        for row in suspects
-        for side in ("original", "suspect")
-    }
-    chosen = pa.array(sorted(paths), pa.string())
+    wanted = {garment for one in suspects for garment in one.garments}
+    items = pq.read_table(run.items_path, columns=["image_sha256", "image_path"])
+    paths = dict(zip(*(column.to_pylist() for column in items.columns), strict=True))
     out = {}
     for shard in garment_shards(run):
         rows = pq.read_table(shard, columns=["image_sha256", "garment_index", "box"])
-        rows = rows.filter(
-            pc.and_(pc.is_in(rows["image_sha256"], value_set=chosen), pc.is_valid(rows["box"]))
-        )
         boxes = unpack_boxes(rows["box"], (4,))
         keys = zip(rows["image_sha256"].to_pylist(), rows["garment_index"].to_pylist(), strict=True)
         for key, box in zip(keys, boxes, strict=True):
-            pixels = decode_image(Path(paths[key[0]]).read_bytes()).pixels
-            out[key] = predictor.describe([pixels], [box[None]])[0][0]
+            if key in wanted:
+                pixels = decode_image(Path(paths[key[0]]).read_bytes()).pixels
+                out[key] = predictor.describe([pixels], [box[None]])[0][0]
     return out
 
 
@@ -182,10 +208,10 @@ def main() -> None:
     tables, fingerprint = read_tables(arguments.evaluation)
     tables = [table for table in tables if table.title != "Pictures"]
     tables.append(cost_table())
-    tables += [
-        rerank_table(name, RunDirectory.existing(Path(run)), Path(truth))
-        for name, run, truth in arguments.run
-    ]
+    for name, folder, truth in arguments.run:
+        run = RunDirectory.existing(Path(folder))
+        tables.append(rerank_table(name, run, Path(truth), shipped_list(run)))
+        tables.append(rerank_table(f"{name}, a laxer list", run, Path(truth), laxer_list(run)))
     body = "\n\n".join(table.markdown(2) for table in tables)
     arguments.out.write_text(
         f"{_HEAD}Fingerprint of the evaluation: {fingerprint}.\n\n{body}\n{_PICTURES}", encoding="utf-8"

@@ -42,6 +42,8 @@ Written by `benchmarks/results.py` from what `psnet eval` measured. Every figure
 table names, with its 95 % interval in brackets. Columns that begin with "paper" are those of Lang et al.
 (CVPR 2020), measured on data that was never published or that allows no commercial use: they stand beside
 ours for orientation and are not to be compared digit by digit.
+
+The attribute-specific network has tables of its own: [ASEN.md](ASEN.md).
 """
 
 

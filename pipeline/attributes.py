@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 
 # How many points of the score that suspects are ranked by an agreement in all attributes is worth. Chosen on
 # rendered catalogues (benchmarks/ASEN.md).
-RERANK_WEIGHT = 0.1
+RERANK_WEIGHT = 0.2
 
 Garment = tuple[str, int]
 """``image_sha256`` and ``garment_index``."""
@@ -30,7 +30,8 @@ Garment = tuple[str, int]
 
 @dataclass(frozen=True)
 class Attributes:
-    """``names`` of the attributes, and the cosine from which two garments agree in each (1: never said)."""
+    """``names`` of the attributes, and the cosine from which two garments agree in each (inf: never
+    said)."""
 
     names: tuple[str, ...]
     thresholds: np.ndarray

@@ -186,10 +186,10 @@ class AsenV1(Asen):
 
     def attention_logits(self, features: Tensor) -> Tensor:
         # A convolution to one map after a product with the attribute is a convolution per attribute.
-        kernels = torch.tanh(self.mask_fc1.weight.T) * self.conv2.weight.flatten(1)
-        bias = self.conv2.bias
-        assert bias is not None
-        return torch.tanh(F.conv2d(torch.tanh(self.conv1(features)), kernels[..., None, None]) + bias)
+        conv2: Any = self.conv2
+        kernels = torch.tanh(self.mask_fc1.weight.T) * conv2.weight.flatten(1)
+        bias = conv2.bias.expand(len(kernels))
+        return torch.tanh(F.conv2d(torch.tanh(self.conv1(features)), kernels[..., None, None], bias))
 
     def attribute_view(self) -> Tensor:
         return torch.relu(self.mask_fc2.weight.T)

@@ -61,7 +61,7 @@ class AttributePredictor:
         """The garment as the network takes it, (side, side, 3) uint8."""
         config = self.model.config
         frame = expand(box, GARMENT_MARGIN, picture.width, picture.height)
-        width, height = frame[2:] - frame[:2]
+        width, height = (float(v) for v in frame[2:] - frame[:2])
         inner = whole_frame(width, height, config.fit) + np.tile(frame[:2], 2)
         return cut(picture, inner, config.side)
 

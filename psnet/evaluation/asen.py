@@ -35,7 +35,7 @@ from psnet.evaluation.attributes import (
     triplet_accuracy,
 )
 from psnet.evaluation.intervals import bootstrap_ratio, wilson
-from psnet.evaluation.pictures import save
+from psnet.evaluation.pictures import outline, save
 from psnet.evaluation.tables import Cell, Table, write_tables
 from psnet.train.asen_settings import AsenSettings, read_methods
 
@@ -235,7 +235,9 @@ def draw_pictures(session: AsenSession, folder: Path) -> list[Path]:
         crops = [predictor.crop(Image.fromarray(garment.read()), garment.box) for garment in chosen]
         attention = predictor.look(crops)[1]
         if attention is not None:
-            drawn["asen_attention"] = attention_sheet(crops, attention, predictor.names)
+            # Photographs may not be ours to show.
+            shown = [outline(crop) for crop in crops]
+            drawn["asen_attention"] = attention_sheet(shown, attention, predictor.names)
     paths = []
     for name, picture in drawn.items():
         paths.append(folder / f"{name}.jpg")

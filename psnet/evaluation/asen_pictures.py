@@ -11,7 +11,7 @@ from psnet.data.attributes import AttributeRanking, read_attribute_image
 
 _RIGHT, _WRONG, _QUERY, _INK, _PAPER = (0, 158, 115), (213, 94, 0), (0, 0, 0), (30, 30, 30), (255, 255, 255)
 _WARM = np.array((230, 159, 0), np.float32)
-_TILE, _GAP, _LABEL = 96, 4, 110
+_TILE, _GAP, _LABEL = 96, 4, 140
 
 
 def attention_sheet(crops: Sequence[np.ndarray], attention: np.ndarray, names: Sequence[str]) -> Image.Image:

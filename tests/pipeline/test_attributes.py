@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,28 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.attributes import RERANK_WEIGHT, Agreement, Attributes, agreements, reranked, similar
+from pipeline.attributes import (
+    RERANK_WEIGHT,
+    Agreement,
+    Attributes,
+    agreements,
+    read_embeddings,
+    reranked,
+    similar,
+)
 from pipeline.errors import UserError
 from pipeline.extract import Extractor, Job, garment_shards, shard_prefix
+from pipeline.judge import judge
+from pipeline.match import match
 from pipeline.report import PageOptions, page_data, read_evidence
 from pipeline.rundir import RunDirectory
 from pipeline.scan import scan
-from pipeline.schema import garment_schema, pack_attributes, unpack_attributes
+from pipeline.schema import SUSPECT_SCHEMA, garment_schema, pack_attributes, unpack_attributes
 from pipeline.settings import ExtractSettings, load_settings
 from psnet.asen import AsenConfig, build_asen
 from psnet.asen_weights import asen_tag, save_asen
-from psnet.regions import Presence
-from psnet.weights import load_psnet, save_psnet
+from psnet.config import as_dict
+from tests.pipeline.synthetic_garments import catalogue, plain_items, write_run
 from tests.pipeline.test_extract import D, Stand, picture, unit_of
 from tests.pipeline.test_scan import write_catalogue
 
@@ -34,7 +44,7 @@ NAMES = ("collar", "sleeve_length", "pattern")
 
 @pytest.fixture(scope="module")
 def asen_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ASEN of random numbers; two photographs agree in a collar when they are the same."""
+    """An ASEN of random numbers."""
     folder = tmp_path_factory.mktemp("asen")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -42,7 +52,7 @@ def asen_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             trunk="resnet10t", channels=16, hidden=8, side=64, fit="stretch", attributes=NAMES
         )
         model = build_asen(config)
-    save_asen(model, folder, {"collar": 0.99999, "sleeve_length": -1.0})
+    save_asen(model, folder, {"collar": 0.99, "sleeve_length": -1.0})
     return folder
 
 
@@ -121,83 +131,96 @@ def test_agreement_and_the_new_order_by_hand() -> None:
         attributes.place("neck")
 
 
-@pytest.fixture(scope="module")
-def seeing_weights(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny network with a landmark branch that takes every region for present: of random numbers, which
-    it is, depends on how they are rounded."""
-    model = load_psnet(tiny_weights)
-    bias = model.landmarks.presence.bias
-    with torch.no_grad():
-        bias.view(-1, len(Presence))[:, Presence.PRESENT] += 100
-    folder = tmp_path_factory.mktemp("weights") / "seeing"
-    save_psnet(model, folder)
-    return folder
+PICTURES = 120
 
 
 @pytest.fixture(scope="module")
-def chosen(seeing_weights: Path, asen_weights: Path) -> list[str]:
-    return [
-        f"extract.weights={seeing_weights}",
-        f"extract.attribute_weights={asen_weights}",
-        "extract.detection_threshold=0.0",
-        "extract.actors=1",
-        "judge.min_score=-1",
+def chosen(tiny_weights: Path, asen_weights: Path) -> list[str]:
+    return [f"extract.weights={tiny_weights}", f"extract.attribute_weights={asen_weights}"]
+
+
+def judged(folder: Path, chosen: list[str], asen_weights: Path, *, attributes: bool = True) -> RunDirectory:
+    """A run with planted copies up to its pairs; every third garment has another collar than the others."""
+    source = catalogue(PICTURES, copies=0.5, seed=7)
+    run = write_run(folder, source, plain_items(PICTURES))
+    if attributes:
+        for shard in garment_shards(run):
+            rows = pq.read_table(shard)
+            values = np.zeros((rows.num_rows, len(NAMES), 16), np.float32)
+            values[:, :, 0] = 1
+            values[::3, 0, :2] = (0.6, 0.8)
+            place = rows.schema.get_field_index("attributes")
+            pq.write_table(rows.set_column(place, rows.schema.field(place), pack_attributes(values)), shard)
+        stages = run.read()["stages"]
+        stages["extract"]["attribute_tag"] = asen_tag(asen_weights)
+        run.update(stages=stages)
+    match(run, load_settings(None, chosen))
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(chosen: list[str], asen_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return judged(tmp_path_factory.mktemp("judged") / "run", chosen, asen_weights)
+
+
+def test_suspects_are_ranked_anew_and_say_where_they_agree(run: RunDirectory, chosen: list[str]) -> None:
+    judge(run, load_settings(None, chosen))
+    plain = pq.read_table(run.suspects_path)
+    for name in ("agreeing_attributes", "differing_attributes", "attribute_similarity"):
+        assert plain[name].null_count == plain.num_rows
+    judge(run, load_settings(None, [*chosen, "rerank=asen"]))
+    table = pq.read_table(run.suspects_path)
+    assert table.schema.equals(SUSPECT_SCHEMA)
+    rows = table.to_pylist()
+    keys = [
+        [(row["original_item_id"], row["suspect_item_id"]) for row in some]
+        for some in (plain.to_pylist(), rows)
     ]
-
-
-@pytest.fixture(scope="module")
-def scanned(
-    ray_local: None, chosen: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, RunDirectory]:
-    """Two items a picture; the settings ask for nothing but the new order."""
-    catalogue = write_catalogue(
-        tmp_path_factory.mktemp("shop"), "shop.csv", {str(i): i // 2 for i in range(6)}
-    )
-    settings = load_settings(None, [*chosen, "rerank=asen"])
-    return catalogue, scan(catalogue, tmp_path_factory.mktemp("runs") / "scan", settings)
-
-
-def test_a_scan_says_in_which_attributes_each_pair_agrees(scanned: tuple[Path, RunDirectory]) -> None:
-    run = scanned[1]
-    rows = pq.read_table(run.suspects_path).to_pylist()
-    assert rows
+    assert sorted(keys[0]) == sorted(keys[1]) and keys[0] != keys[1]
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    embeddings = read_embeddings(run, None, len(NAMES))
     for row in rows:
-        same = row["original_image_sha256"] == row["suspect_image_sha256"]
-        said = [*row["agreeing_attributes"], *row["differing_attributes"]]
-        assert sorted(said) == sorted(NAMES)
-        # Every sleeve agrees by its threshold, and the pattern has none.
-        assert "sleeve_length" in row["agreeing_attributes"] and "pattern" in row["differing_attributes"]
-        if same and row["original_garment"] == row["suspect_garment"]:
-            assert "collar" in row["agreeing_attributes"]
-            assert row["attribute_similarity"] == pytest.approx(1, abs=2e-3)
+        one, other = (
+            embeddings[row[f"{side}_image_sha256"], row[f"{side}_garment"]]
+            for side in ("original", "suspect")
+        )
+        same_collar = np.allclose(one[0], other[0], atol=1e-3)
+        # Sleeves always agree by their threshold; the pattern, which has none, never does.
+        assert row["agreeing_attributes"] == [*(["collar"] if same_collar else []), "sleeve_length"]
+        assert row["differing_attributes"] == [*([] if same_collar else ["collar"]), "pattern"]
+        assert row["attribute_similarity"] == pytest.approx(1 if same_collar else (0.6 + 2) / 3, abs=2e-3)
+    assert {len(row["agreeing_attributes"]) for row in rows} == {1, 2}
+    total = [row["normalised_score"] + RERANK_WEIGHT * len(row["agreeing_attributes"]) / 3 for row in rows]
+    assert all(a >= b - 1e-6 for a, b in pairwise(total))
     first = page_data(read_evidence(run), {}, PageOptions())["suspects"][0]
-    assert (
-        first["agree"] == rows[0]["agreeing_attributes"]
-        and first["differ"] == rows[0]["differing_attributes"]
-    )
-    assert (
-        "|" in run.suspects_csv_path.read_text()
-        and "agreeing_attributes" in run.suspects_csv_path.read_text()
-    )
-    assert "Attributes that agree" in run.report_path.read_text()
+    assert first["agree"] == rows[0]["agreeing_attributes"]
+    assert first["differ"] == rows[0]["differing_attributes"]
+    header, line = run.suspects_csv_path.read_text().splitlines()[:2]
+    assert header.endswith("agreeing_attributes,differing_attributes,attribute_similarity")
+    assert line.split(",")[-3] == "|".join(rows[0]["agreeing_attributes"])
 
 
 def test_items_alike_in_one_attribute(
-    scanned: tuple[Path, RunDirectory], chosen: list[str], capsys: pytest.CaptureFixture[str]
+    run: RunDirectory, chosen: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = scanned[1]
     settings = load_settings(None, chosen)
-    found = similar(run, settings, "0", "collar")
-    assert found[0].item_id == "1" and found[0].agrees and found[0].cosine == pytest.approx(1, abs=2e-3)
-    assert len(found) == 5 and [one.cosine for one in found] == sorted(
-        (o.cosine for o in found), reverse=True
-    )
-    assert len(similar(run, settings, "0", "collar", limit=2)) == 2
-    answer = CliRunner().invoke(cli.app, ["similar", "0", "--attribute", "collar", "--in", str(run.path)])
-    assert answer.exit_code == 0 and "collar of 0" in answer.output
+    items = plain_items(PICTURES)
+    embeddings = read_embeddings(run, None, len(NAMES))
+    # A picture with one garment: with two it may be like every other.
+    asked = next(str(one["item_id"]) for one in items if (one["image_sha256"], 1) not in embeddings)
+    run.update(config=as_dict(settings))
+    found = similar(run, settings, asked, "collar", limit=PICTURES)
+    assert len(found) == PICTURES - 1
+    cosines = [one.cosine for one in found]
+    assert cosines == sorted(cosines, reverse=True) and cosines[0] == pytest.approx(1, abs=2e-3)
+    assert cosines[-1] == pytest.approx(0.6, abs=2e-3)
+    assert [one.agrees for one in found] == [cosine > 0.9 for cosine in cosines]
+    assert similar(run, settings, asked, "collar", limit=2) == found[:2]
+    answer = CliRunner().invoke(cli.app, ["similar", asked, "--attribute", "collar", "--in", str(run.path)])
+    assert answer.exit_code == 0 and found[0].item_id in answer.output
     for arguments, said in (
-        (("99", "collar"), "no item '99'"),
-        (("0", "neck"), "'neck' is unknown; known: collar"),
+        (("none", "collar"), "no item 'none'"),
+        ((asked, "neck"), "'neck' is unknown; known: collar"),
     ):
         command = ["similar", arguments[0], "--attribute", arguments[1], "--in", str(run.path)]
         assert cli.run_command(command) == 2
@@ -205,25 +228,38 @@ def test_items_alike_in_one_attribute(
 
 
 def test_without_attributes_and_with_other_weights_the_user_hears_of_it(
-    scanned: tuple[Path, RunDirectory], chosen: list[str], tmp_path: Path
+    run: RunDirectory, chosen: list[str], asen_weights: Path, tmp_path: Path
 ) -> None:
-    catalogue, run = scanned
-    plain = scan(catalogue, tmp_path / "plain", load_settings(None, chosen))
-    table = pq.read_table(plain.suspects_path)
-    assert table["agreeing_attributes"].null_count == table.num_rows
+    plain = judged(tmp_path / "plain", chosen, asen_weights, attributes=False)
     with pytest.raises(
-        UserError, match=r"have no attributes; repeat the scan with --set extract\.attributes=true"
+        UserError, match=r"no attributes; repeat the scan with --set extract\.attributes=true"
     ):
-        similar(plain, load_settings(None, chosen), "0", "collar")
-    other = [*chosen, f"extract.attribute_weights={tmp_path}"]
+        judge(plain, load_settings(None, [*chosen, "rerank=asen"]))
+    other = load_settings(None, [*chosen, f"extract.attribute_weights={tmp_path}"])
     with pytest.raises(UserError, match="no ASEN weights there"):
-        similar(run, load_settings(None, other), "0", "collar")
+        similar(run, other, "0", "collar")
     torch.manual_seed(1)
     save_asen(build_asen(AsenConfig(trunk="resnet10t", channels=16, hidden=8, attributes=NAMES)), tmp_path)
     with pytest.raises(UserError, match=r"name those weights with extract\.attribute_weights"):
-        similar(run, load_settings(None, other), "0", "collar")
-    # The same settings again find the attributes there.
-    before = [shard.stat().st_mtime_ns for shard in garment_shards(run)]
-    scan(catalogue, run.path, load_settings(None, [*chosen, "rerank=asen"]))
-    assert [shard.stat().st_mtime_ns for shard in garment_shards(run)] == before
-    assert json.loads((run.path / "run.json").read_text())["config"]["extract"]["attributes"] is True
+        similar(run, other, "0", "collar")
+
+
+def test_ranking_anew_asks_for_the_attributes() -> None:
+    assert not load_settings(None, []).extract.attributes
+    assert load_settings(None, ["rerank=asen"]).extract.attributes
+
+
+@pytest.mark.slow
+def test_a_scan_stores_attributes_once(
+    ray_local: None, chosen: list[str], asen_weights: Path, tmp_path: Path
+) -> None:
+    listed = write_catalogue(tmp_path, "shop.csv", {str(i): i // 2 for i in range(6)})
+    settings = load_settings(
+        None, [*chosen, "extract.detection_threshold=0.0", "extract.actors=1", "rerank=asen"]
+    )
+    done = scan(listed, tmp_path / "run", settings)
+    assert done.stage_record("extract")["attribute_tag"] == asen_tag(asen_weights)
+    assert len(read_embeddings(done, None, len(NAMES))) == done.stage_record("extract")["garments"] > 0
+    before = [shard.stat().st_mtime_ns for shard in garment_shards(done)]
+    scan(listed, done.path, settings)
+    assert [shard.stat().st_mtime_ns for shard in garment_shards(done)] == before
