@@ -14,13 +14,14 @@ Profile: the bare loop on one of them, CPU seconds of each part.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
@@ -126,6 +127,18 @@ def _timed(job: Job, predictor: Predictor, paths: Sequence[str]) -> tuple[float,
     return time.perf_counter() - start, time.process_time() - cpu_start
 
 
+@contextlib.contextmanager
+def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """For processes started meanwhile: the allocator reads its variables when one starts."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def seconds_of(
     loop: Callable[[Job, Sequence[str]], tuple[float, float]],
     environment: Mapping[str, str],
@@ -135,17 +148,14 @@ def seconds_of(
 ) -> tuple[float, float]:
     """Seconds, and CPU seconds, that ``processes`` loops side by side need for ``paths``."""
     context = multiprocessing.get_context("spawn")
-    before = dict(os.environ)
-    os.environ.update(environment)  # read by the allocator when a process starts
-    try:
-        # The barrier gives each process one share: nobody takes a second before all have begun.
-        barrier = context.Barrier(processes)
-        with ProcessPoolExecutor(processes, context, _share, (barrier,)) as pool:
-            shares = [paths[n::processes] for n in range(processes)]
-            measured = list(pool.map(loop, [job] * processes, shares))
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    # The barrier gives each process one share: nobody takes a second before all have begun.
+    barrier = context.Barrier(processes)
+    with (
+        in_environment(environment),
+        ProcessPoolExecutor(processes, context, _share, (barrier,)) as pool,
+    ):
+        shares = [paths[n::processes] for n in range(processes)]
+        measured = list(pool.map(loop, [job] * processes, shares))
     return max(wall for wall, _ in measured), sum(cpu for _, cpu in measured)
 
 
@@ -223,11 +233,11 @@ def measure(
     ray.shutdown()
     after = seconds_of(bare, WORKER_ENVIRONMENT, job, paths, processes)
     few = paths[::8]
-    os.environ.update(WORKER_ENVIRONMENT)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+    with (
+        in_environment(WORKER_ENVIRONMENT),
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone,
+    ):
         parts = alone.submit(profile, job, few).result()
-    for name in WORKER_ENVIRONMENT:
-        del os.environ[name]
     plain_wall, _ = seconds_of(plain, ONE_THREAD, job, few, processes)
 
     bare_wall, bare_cpu = ((a + b) / 2 for a, b in zip(before, after, strict=True))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.calibration import load_calibration
+from pipeline.calibration import list_threshold, load_calibration
 from pipeline.garment_index import (
     Candidates,
     Found,
@@ -100,7 +100,7 @@ def audit_index(folder: Path, manifest: Manifest, settings: Settings) -> dict[st
         index.candidates(queries, settings.index.candidates, scoring=chosen.scoring),
         len(queries),
         scoring=chosen.scoring,
-        threshold=calibration.suspect_threshold if chosen.min_score is None else chosen.min_score,
+        threshold=list_threshold(calibration, chosen),
     )
 
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import MatchSettings, Settings
 from psnet.regions import GROUPS
 from psnet.verdict import Calibration
 
@@ -44,3 +44,8 @@ def load_calibration(settings: Settings) -> Calibration:
         )
     except ValueError as error:
         raise UserError(f"match.region_weights: {error}") from None
+
+
+def list_threshold(calibration: Calibration, settings: MatchSettings) -> float:
+    """Score from which a pair is listed beyond an item's best."""
+    return calibration.suspect_threshold if settings.min_score is None else settings.min_score

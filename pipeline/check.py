@@ -28,8 +28,9 @@ from pipeline.index_manifest import indexed_runs
 from pipeline.kernel import Garments, background
 from pipeline.rundir import RunDirectory
 from pipeline.settings import Settings
+from pipeline.vectors import group_codes, weights_of
 from psnet.image import ImageError, decode_image
-from psnet.regions import GROUPS, NUM_REGIONS, REGIONS, Presence
+from psnet.regions import REGIONS, Presence
 from psnet.similarity import normalise
 from psnet.verdict import MIN_COMPARABLE, RELATIONS, Calibration, explain, judge, modified_regions
 
@@ -213,13 +214,13 @@ class Checker:
         known = Garments(
             np.concatenate([partners.features.astype(np.float32), queries.features]),
             np.concatenate([partners.presence, queries.presence]),
-            np.concatenate([_weights(weights, partners.group), queries.weights]),
+            np.concatenate([weights_of(partners.group, weights), queries.weights]),
             pictures[at[0] :],
         )
         others = Garments(
             sample.features.astype(np.float32),
             sample.presence,
-            _weights(weights, sample.group),
+            weights_of(sample.group, weights),
             pictures[: at[0]],
         )
         level, _ = background(known, others, match.background_quantile, scoring=match.scoring)
@@ -251,14 +252,11 @@ def load_model(settings: Settings) -> Predictor:
     Raises:
         UserError: the weights cannot be used.
     """
-    import torch
-
     from pipeline.extract import Job, load_predictor
+    from psnet.device import resolve_device
     from psnet.weights import WeightsError
 
-    device = settings.extract.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(settings.extract.device).type
     job = Job("", "", "", "", device, settings.crawl.max_pixels, settings.extract)
     try:
         return load_predictor(job)[0]
@@ -279,15 +277,10 @@ def _as_queries(garments: Sequence[Garment], calibration: Calibration, *, mirror
     flipped = (
         np.stack([garment.mirrored_features for garment in garments]).astype(np.float16).astype(np.float32)
     )
-    rows = [GROUPS.index(garment.group) if garment.group in GROUPS else -1 for garment in garments]
     presence = np.stack([garment.presence for garment in garments])
-    weights = _weights(calibration.weights, np.array(rows))
+    groups = group_codes(pa.array([garment.group for garment in garments]))
+    weights = weights_of(groups, calibration.weights)
     return Queries(features, presence, weights, flipped if mirrored else None)
-
-
-def _weights(table: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(n, 5) of group codes; no known group (-1) weighs all regions alike."""
-    return np.concatenate([table, np.ones((1, NUM_REGIONS), np.float32)])[group]
 
 
 def _match(

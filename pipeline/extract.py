@@ -128,10 +128,10 @@ def load_predictor(job: Job) -> tuple[Predictor, str]:
 
 def load_attribute_predictor(job: Job, precision: str) -> AttributePredictor | None:
     """ASEN on the actor's device; None when no attributes are wanted."""
-    from psnet.asen_predictor import AttributePredictor
-
     if not job.settings.attributes:
         return None
+    from psnet.asen_predictor import AttributePredictor
+
     return AttributePredictor.load(job.settings.attribute_weights, job.device, precision)
 
 

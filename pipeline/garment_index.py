@@ -28,7 +28,7 @@ from pipeline.index_manifest import Manifest, Shard, check_index
 from pipeline.index_template import Template, read_template
 from pipeline.region_lists import RegionLists, nearest_lists, scan_lists
 from pipeline.rundir import RunDirectory
-from pipeline.vectors import Vectors, first_garments, open_vectors
+from pipeline.vectors import Vectors, first_garments, open_vectors, weights_of
 from psnet.regions import NUM_REGIONS, Presence
 from psnet.similarity import Comparison, compare, mirrored_presence
 
@@ -64,11 +64,9 @@ class Queries:
 
 def as_queries(garments: Vectors, region_weights: np.ndarray, *, mirrored: bool) -> Queries:
     """Garments as questions; ``region_weights``: (4, 5), see ``psnet.verdict.Calibration``."""
-    # A garment of no known group weighs all regions alike.
-    table = np.concatenate([region_weights, np.ones((1, NUM_REGIONS), np.float32)])
     features = garments.features.astype(np.float32)
     flipped = garments.mirrored.astype(np.float32) if mirrored else None
-    return Queries(features, garments.presence, table[garments.group], flipped)
+    return Queries(features, garments.presence, weights_of(garments.group, region_weights), flipped)
 
 
 @dataclass(frozen=True)
@@ -251,9 +249,8 @@ class GarmentIndex:
         """The ``k`` garments of each query that come out best by the index's own reckoning.
 
         Args:
-            allowed: per shard the rows to choose from; None: all. deeper: look into so many times the usual
-            number
-                of region lists.
+            allowed: per shard the rows to choose from; None: all.
+            deeper: look into so many times the usual number of region lists.
         """
         centroids = self._template.centroids
         if not len(queries):

@@ -47,7 +47,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from pipeline.calibration import load_calibration
+from pipeline.calibration import list_threshold, load_calibration
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
 from pipeline.half import rows_as_float32
@@ -79,6 +79,7 @@ from pipeline.vectors import (
     has_vectors,
     open_vectors,
     remove_vectors,
+    weights_of,
     write_vectors,
 )
 from psnet.config import digest
@@ -306,7 +307,7 @@ class _Job:
             features=vectors.features[at],
             mirrored=vectors.mirrored[at],
             presence=vectors.presence[rows],
-            weights=self._weights(rows),
+            weights=weights_of(vectors.group[rows], self.region_weights),
             level=level if self.rank_by == "normalised_score" else np.zeros_like(level),
             garment=vectors.garment[rows],
             starts=block_starts,
@@ -319,14 +320,9 @@ class _Job:
         return Garments(
             features=rows_as_float32(vectors.features, rows),
             presence=vectors.presence[rows],
-            weights=self._weights(rows),
+            weights=weights_of(vectors.group[rows], self.region_weights),
             picture=np.searchsorted(starts, rows, side="right") - 1,
         )
-
-    def _weights(self, rows: np.ndarray) -> np.ndarray:
-        # A garment of no known group weighs all regions alike.
-        table = np.concatenate([self.region_weights, np.ones((1, NUM_REGIONS), np.float32)])
-        return table[_opened(self.target)[0].group[rows]]
 
     def slack(self) -> float:
         """See ``rounding_slack``; of all garments, since what is known comes from all blocks."""
@@ -394,7 +390,7 @@ class Search:
         self.sides = sides
         self.calibration = calibration
         chosen = settings.match
-        threshold = calibration.suspect_threshold if chosen.min_score is None else chosen.min_score
+        threshold = list_threshold(calibration, chosen)
         # Ranked by the score, levels are 0 and the normalised score is the score (``_Job``).
         by_score = chosen.rank_by == "score"
         self.wanted = Wanted(

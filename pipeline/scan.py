@@ -116,9 +116,8 @@ def _joined(queries: pa.Table, others: pa.Table) -> pa.Table:
 
 
 def take_over(earlier: RunDirectory, run: RunDirectory) -> None:
-    """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits. Of its
-    index
-    as well, unless the run has one of its own: index fills shards for what is new only."""
+    """Link the shards of ``earlier``; their names say model and settings, so extract uses what fits. Those of
+    its index as well, unless the run has one of its own: index fills shards for what is new only."""
     _link(earlier.garments_dir.glob("*.parquet"), run.garments_dir)
     if not (run.index_dir / MANIFEST).exists():
         _link((path for path in earlier.index_dir.glob("[!.]*") if path.name != MANIFEST), run.index_dir)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audit import audit
+from pipeline.calibration import list_threshold
 from pipeline.garment_index import GarmentIndex, as_queries, open_index
 from pipeline.rundir import RunDirectory
 from pipeline.settings import Settings
@@ -52,7 +53,7 @@ def narrowed(
     seen = [query_pictures, *_pictures(index, found.shard, found.row)]
     seen += _pictures(index, *index.background_sample(chosen.background_size, allowed))
     wanted = pc.unique(pa.concat_arrays(seen))
-    threshold = calibration.suspect_threshold if chosen.min_score is None else chosen.min_score
+    threshold = list_threshold(calibration, chosen)
     missed = audit(
         index,
         questions,

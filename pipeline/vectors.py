@@ -156,6 +156,12 @@ def group_codes(groups: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 
+def weights_of(groups: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(n, 5) float32 of the groups' codes (``group_codes``); ``table``: (4, 5), as
+    ``psnet.verdict.Calibration.weights``. A garment of no known group weighs all regions alike."""
+    return np.concatenate([table, np.ones((1, NUM_REGIONS), np.float32)])[groups]
+
+
 def _keys_of(shard: Path | Vectors) -> pa.Table:
     if isinstance(shard, Path):
         return pq.read_table(shard, columns=list(_KEYS))

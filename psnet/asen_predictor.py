@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from PIL import Image
 from psnet.asen import AttributeNetwork, AttributeOutput
 from psnet.asen_weights import asen_tag, load_asen, read_asen
 from psnet.crops import GARMENT_MARGIN, cut, expand, to_tensor, whole_frame
+from psnet.device import autocast, resolve_device
 
 
 class AttributePredictor:
@@ -47,12 +46,11 @@ class AttributePredictor:
         batch: int = 16,
     ) -> AttributePredictor:
         """Load a folder of ASEN's weights (None: the shipped ones). Raises psnet.weights.WeightsError."""
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         return cls(
             load_asen(weights),
             tag=asen_tag(weights),
             thresholds=read_asen(weights)["thresholds"],
-            device=where,
+            device=resolve_device(device),
             precision=precision,
             batch=batch,
         )
@@ -90,11 +88,7 @@ class AttributePredictor:
         """Crops (side, side, 3) uint8 -> embeddings (n, attributes, dimension) and attention (n, attributes,
         h, w), float32; no attention for a method without."""
         pixels = to_tensor(np.stack(crops)).to(self.device).contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             out: AttributeOutput = self.model(pixels)
         attention = None if out.attention is None else out.attention.float().cpu().numpy()
         return out.embeddings.float().cpu().numpy(), attention
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()

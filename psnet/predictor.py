@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from psnet.boxes import areas, intersections, overlaps
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
+from psnet.device import autocast, resolve_device
 from psnet.fusion import fold_batch_norm
 from psnet.model import PSNet
 from psnet.region_boxes import boxes_from_points
@@ -170,12 +170,11 @@ class Predictor:
 
         Raises psnet.weights.WeightsError when the weights are missing, damaged or of another model.
         """
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         return cls(
             load_psnet(weights),
             tag=model_tag(weights),
             description=read_description(weights),
-            device=where,
+            device=resolve_device(device),
             precision=precision,
             min_score=min_score,
             max_garments=max_garments,
@@ -188,7 +187,7 @@ class Predictor:
         if not images:
             return []
         garments: list[list[Garment]] = [[] for _ in images]
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
             placed = self._decide(self._look(pictures, self._propose(images)))
             for start in range(0, len(placed), self.batch):
@@ -219,7 +218,7 @@ class Predictor:
         if len(boxes) != len(images) or (region_boxes is not None and len(region_boxes) != len(images)):
             raise ValueError(f"{len(images)} images need as many boxes, not {len(boxes)}")
         garments: list[Garment] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
             for start in range(0, len(images), self.batch):
                 chunk = range(start, min(start + self.batch, len(images)))
@@ -233,15 +232,11 @@ class Predictor:
                 garments += self._describe(pictures, placed)
         return garments
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
-
     @torch.inference_mode()
     def propose(self, images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """The detector's boxes (4,) xyxy px of each image, best first, before the landmark branch decides."""
         boxes: list[list[np.ndarray]] = [[] for _ in images]
-        with self._autocast():
+        with autocast(self.device, self.precision):
             for proposal in self._propose(images):
                 boxes[proposal.image].append(proposal.box)
         return boxes

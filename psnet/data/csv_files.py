@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+_Row = TypeVar("_Row")
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -31,3 +34,14 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, st
             return rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def parse_csv(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], _Row]) -> list[_Row]:
+    """``read_csv``, each row as ``parse`` makes it; its ValueErrors get the file and the line."""
+    rows = []
+    for line, row in read_csv(path, columns):
+        try:
+            rows.append(parse(row))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from error
+    return rows

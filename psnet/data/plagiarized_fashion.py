@@ -25,14 +25,13 @@ and ``copy`` for ``query`` and ``gallery``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from psnet.data.csv_files import read_csv
+from psnet.data.csv_files import parse_csv
 from psnet.data.edits import PARTS
 from psnet.data.photographs import read_regions, regions_row
 from psnet.regions import GROUPS
@@ -47,8 +46,6 @@ MODIFIED_PARTS: dict[str, tuple[int, int]] = {
     "plagiarised": (1, 2),
     "derived": (3, len(PARTS)),
 }
-
-_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -126,16 +123,6 @@ def read_boxes(path: Path) -> dict[str, ItemBoxes]:
     return boxes
 
 
-def _read_table(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], _Row]) -> list[_Row]:
-    rows = []
-    for line, row in read_csv(path, columns):
-        try:
-            rows.append(parse(row))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {error}") from error
-    return rows
-
-
 def _group(name: str) -> str:
     if name not in GROUPS:
         raise ValueError(f"unknown group {name!r}; known: {', '.join(GROUPS)}")
@@ -147,7 +134,7 @@ def _read_items(folder: Path, name: str) -> tuple[BenchmarkItem, ...]:
         category = Taxonomy.load("clothing11").category(row["category"]).name
         return BenchmarkItem(row["item_id"], folder / row["image"], category, _group(row["group"]))
 
-    return tuple(_read_table(folder / name, ITEM_COLUMNS, parse))
+    return tuple(parse_csv(folder / name, ITEM_COLUMNS, parse))
 
 
 def _parse_relation(row: dict[str, str]) -> CopyRelation:
@@ -200,6 +187,6 @@ def read_plagiarized_fashion(folder: Path) -> PlagiarizedFashion:
         copied.add(relation.gallery)
         return relation
 
-    relations = tuple(_read_table(folder / "relations.csv", RELATION_COLUMNS, parse))
+    relations = tuple(parse_csv(folder / "relations.csv", RELATION_COLUMNS, parse))
     path = folder / "boxes.jsonl"
     return PlagiarizedFashion(queries, gallery, relations, read_boxes(path) if path.exists() else {})

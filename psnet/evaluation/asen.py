@@ -26,6 +26,7 @@ from psnet.data import zappos
 from psnet.data.attributes import AttributeRanking, read_ranking
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment
+from psnet.device import resolve_device
 from psnet.evaluation.asen_pictures import attention_sheet, retrieval_sheet
 from psnet.evaluation.attributes import (
     RankingScores,
@@ -63,9 +64,7 @@ class AsenSession:
     def model(self, name: str) -> AttributeNetwork:
         """The trained network. Raises WeightsError when it has not been trained."""
         if name not in self._models:
-            where = self.settings.device
-            device = ("cuda" if torch.cuda.is_available() else "cpu") if where == "auto" else where
-            self._models[name] = load_asen(self.folder(name)).to(device)
+            self._models[name] = load_asen(self.folder(name)).to(resolve_device(self.settings.device))
         return self._models[name]
 
     def title(self, name: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from psnet.asen import AsenConfig, AttributeNetwork
 from psnet.crops import cut, to_tensor, whole_frame
 from psnet.data.attributes import AttributeRanking, read_attribute_image
+from psnet.device import autocast
 from psnet.evaluation.intervals import Estimate, bootstrap_ratio
 
 _BATCH = 32
@@ -35,13 +36,12 @@ def embed_images(
 ) -> np.ndarray:
     """Squares (side, side, 3) uint8 -> (n, attributes, channels) float32 of unit norm."""
     device = next(model.parameters()).device
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
     out: list[np.ndarray] = []
     batch: list[np.ndarray] = []
 
     def embed() -> None:
         pixels = to_tensor(np.stack(batch)).to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, precision):
             out.append(model(pixels).embeddings.float().cpu().numpy())
         batch.clear()
 

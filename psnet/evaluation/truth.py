@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from psnet.data.csv_files import read_csv
+from psnet.data.csv_files import parse_csv
 from psnet.regions import GROUPS, REGIONS
 
 RELATIONS: tuple[str, ...] = ("identical", "plagiarised", "derived")
@@ -47,13 +47,7 @@ def read_truth(path: Path) -> list[TruthPair]:
         FileNotFoundError: no such file. ValueError: a column is missing, or an unknown relation, group or
             region; the message is one line with file and line.
     """
-    pairs = []
-    for line, row in read_csv(path, _COLUMNS):
-        try:
-            pairs.append(_truth_pair(row))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {error}") from None
-    return pairs
+    return parse_csv(path, _COLUMNS, _truth_pair)
 
 
 def designs(pairs: Iterable[TruthPair]) -> dict[str, str]:

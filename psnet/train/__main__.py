@@ -23,6 +23,7 @@ from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
 from psnet.detector import build_detector
+from psnet.device import resolve_device
 from psnet.landmarks import LandmarkBranch
 from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
 from psnet.predictor import Predictor
@@ -33,7 +34,7 @@ from psnet.train.asen_settings import AsenSettings
 from psnet.train.calibrate import calibrate
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import LandmarkSamples, landmark_figures, landmark_loss
-from psnet.train.loop import LoopSettings, fit, resolve_device
+from psnet.train.loop import LoopSettings, fit
 from psnet.train.pseudo import write_pseudo_labels
 from psnet.train.region_weights import (
     fit_average_precision,

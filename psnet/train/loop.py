@@ -7,7 +7,6 @@ is pickled.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
@@ -22,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from psnet.device import autocast, resolve_device
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,6 @@ class _Indexed(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.samples.sample(self.first + index)
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the GPU when there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def _one_thread(_: int) -> None:
@@ -162,7 +158,6 @@ def fit(
         prefetch_factor=4 if settings.workers else None,
         pin_memory=device.type == "cuda",
     )
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision)
     log = _Log(out, settings.steps)
     sums: dict[str, float] = {}
     started, counted = time.monotonic(), 0
@@ -172,7 +167,7 @@ def fit(
         batch = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, settings)
-        with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+        with autocast(device, settings.precision):
             parts = loss(model, batch)
         total = torch.stack([v.float() for v in parts.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
