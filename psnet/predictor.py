@@ -78,21 +78,53 @@ class _Proposal:
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """A garment with its landmarks, before its features. ``points``, ``boxes`` (5 regions) in pixels of
-    ``crop`` (3, side, side), which shows ``frame`` of the picture."""
+class _Reading:
+    """What the landmark branch says of one crop: ``points`` (K, 2) and ``boxes`` (6, 4), the regions' and
+    the garment's, in its pixels; ``score`` of being a garment; ``visibility`` (K,), ``chances`` (5, 3) of
+    each region's presence, ``kinds`` of each category, all probabilities; ``heatmaps`` (K, h, w) logits."""
 
-    image: int
     score: float
-    category: str
-    frame: np.ndarray
-    box: np.ndarray
     points: np.ndarray
+    boxes: np.ndarray
     visibility: np.ndarray
     chances: np.ndarray
-    boxes: np.ndarray
-    crop: Tensor
+    kinds: np.ndarray
     heatmaps: Tensor
+
+    def mirrored(self, side: int, swap: np.ndarray) -> _Reading:
+        """What it means of the mirror image; ``swap`` (K,): every landmark's partner there."""
+        turned = self.boxes[[*MIRROR, NUM_REGIONS]]
+        return replace(
+            self,
+            points=np.stack([side - self.points[swap, 0], self.points[swap, 1]], -1),
+            boxes=np.stack([side - turned[:, 2], turned[:, 1], side - turned[:, 0], turned[:, 3]], -1),
+            visibility=self.visibility[swap],
+            chances=self.chances[list(MIRROR)],
+            heatmaps=self.heatmaps.flip(-1)[torch.from_numpy(swap.copy()).to(self.heatmaps.device)],
+        )
+
+    def mean(self, other: _Reading) -> _Reading:
+        return _Reading(
+            *(0.5 * (a + b) for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A garment with its landmarks, before its features. ``regions`` (5, 4) in pixels of ``crop`` (3, side,
+    side), which shows ``frame`` of the picture; ``box`` of the garment in the picture."""
+
+    image: int
+    frame: np.ndarray
+    crop: Tensor
+    reading: _Reading
+    box: np.ndarray
+    regions: np.ndarray
+    chances: np.ndarray
+
+    @property
+    def score(self) -> float:
+        return self.reading.score
 
     @property
     def presence(self) -> np.ndarray:
@@ -111,13 +143,15 @@ class _Placed:
         codes = np.where(absent[:, 0], Presence.ABSENT, Presence.PRESENT)
         return replace(
             self,
-            boxes=np.where(absent, self.boxes, inside).astype(np.float32),
+            regions=np.where(absent, self.regions, inside).astype(np.float32),
             chances=np.eye(len(Presence), dtype=np.float32)[codes],
         )
 
     @property
     def region_boxes(self) -> np.ndarray:
-        return np.concatenate([self.to_picture(self.boxes[:, :2]), self.to_picture(self.boxes[:, 2:])], -1)
+        return np.concatenate(
+            [self.to_picture(self.regions[:, :2]), self.to_picture(self.regions[:, 2:])], -1
+        )
 
 
 class Predictor:
@@ -189,7 +223,7 @@ class Predictor:
         garments: list[list[Garment]] = [[] for _ in images]
         with torch.inference_mode(), autocast(self.device, self.precision):
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
-            placed = self._decide(self._look(pictures, self._propose(images)))
+            placed = self._look_flipped(self._decide(self._look(pictures, self._propose(images))))
             for start in range(0, len(placed), self.batch):
                 chunk = placed[start : start + self.batch]
                 for one, garment in zip(chunk, self._describe(pictures, chunk), strict=True):
@@ -223,12 +257,12 @@ class Predictor:
             for start in range(0, len(images), self.batch):
                 chunk = range(start, min(start + self.batch, len(images)))
                 proposals = [_Proposal(i, np.asarray(boxes[i], np.float32)) for i in chunk]
-                placed = [
-                    replace(one, box=p.box)
-                    for one, p in zip(self._place(pictures, proposals), proposals, strict=True)
-                ]
-                if region_boxes is not None:
+                placed = list(self._place(pictures, proposals))
+                if region_boxes is None:
+                    placed = self._look_flipped(placed)
+                else:
                     placed = [one.with_regions(region_boxes[one.image]) for one in placed]
+                placed = [replace(one, box=p.box) for one, p in zip(placed, proposals, strict=True)]
                 garments += self._describe(pictures, placed)
         return garments
 
@@ -308,32 +342,53 @@ class Predictor:
             np.stack(
                 [cut(pictures[p.image], frame, side) for p, frame in zip(proposals, frames, strict=True)]
             )
-        )
-        crops = crops.to(self.device).contiguous(memory_format=self.memory_format)
-        aspect = torch.from_numpy(log_aspect(np.stack(frames))).to(self.device)
-        out = self.model.landmarks(crops, aspect)
+        ).to(self.device)
+        for proposal, frame, crop, reading in zip(
+            proposals, frames, crops, self._read(crops, np.stack(frames)), strict=True
+        ):
+            yield self._placed(proposal.image, frame, crop, reading)
+
+    def _read(self, crops: Tensor, frames: np.ndarray) -> Iterator[_Reading]:
+        """Crops (n, 3, side, side) that show ``frames`` (n, 4) of their pictures."""
+        aspect = torch.from_numpy(log_aspect(frames)).to(self.device)
+        out = self.model.landmarks(crops.contiguous(memory_format=self.memory_format), aspect)
         points = self.model.landmarks.codec.decode(out.heatmaps).cpu().numpy()
         visibility = torch.sigmoid(out.visibility.float()).cpu().numpy()
         chances = torch.softmax(out.presence.float(), -1).cpu().numpy()
         kinds = torch.softmax(out.category.float(), -1).cpu().numpy()
         sure = torch.sigmoid(out.garment.float()).cpu().tolist()
-        said = _proper(out.boxes.float().cpu().numpy()) * side
-        for i, (proposal, frame) in enumerate(zip(proposals, frames, strict=True)):
-            scale = np.tile((frame[2:] - frame[:2]) / side, 2)
-            boxes = self._region_boxes(points[i], said[i], float(kinds[i] @ _IS_DRESS))
-            yield _Placed(
-                image=proposal.image,
-                score=sure[i],
-                category=TORSO_CATEGORIES[int(kinds[i].argmax())],
-                frame=frame,
-                box=(said[i, NUM_REGIONS] * scale + np.tile(frame[:2], 2)).astype(np.float32),
-                points=points[i],
-                visibility=visibility[i],
-                chances=chances[i],
-                boxes=boxes,
-                crop=crops[i],
-                heatmaps=out.heatmaps[i],
-            )
+        boxes = _proper(out.boxes.float().cpu().numpy()) * self.model.config.crop_side
+        said = (sure, points, boxes, visibility, chances, kinds, out.heatmaps)
+        return (_Reading(*one) for one in zip(*said, strict=True))
+
+    def _placed(self, image: int, frame: np.ndarray, crop: Tensor, reading: _Reading) -> _Placed:
+        scale = np.tile((frame[2:] - frame[:2]) / self.model.config.crop_side, 2)
+        dress = float(reading.kinds @ _IS_DRESS)
+        return _Placed(
+            image=image,
+            frame=frame,
+            crop=crop,
+            reading=reading,
+            box=(reading.boxes[NUM_REGIONS] * scale + np.tile(frame[:2], 2)).astype(np.float32),
+            regions=self._region_boxes(reading.points, reading.boxes, dress),
+            chances=reading.chances,
+        )
+
+    def _look_flipped(self, placed: Sequence[_Placed]) -> list[_Placed]:
+        """The same garments by the mean of what the landmark branch says of them and of their mirror images:
+        its errors in the two are not the same, and a flipped picture then gets the very same regions."""
+        side = self.model.config.crop_side
+        swap = Taxonomy.load(self.model.config.taxonomy).swap
+        seen: list[_Placed] = []
+        for start in range(0, len(placed), self.batch):
+            chunk = placed[start : start + self.batch]
+            flipped = torch.stack([one.crop for one in chunk]).flip(-1)
+            for one, turned in zip(
+                chunk, self._read(flipped, np.stack([p.frame for p in chunk])), strict=True
+            ):
+                reading = one.reading.mean(turned.mirrored(side, swap))
+                seen.append(self._placed(one.image, one.frame, one.crop, reading))
+        return seen
 
     def _region_boxes(self, points: np.ndarray, said: np.ndarray, dress: float) -> np.ndarray:
         """(5, 4) px of the crop: the branch's own boxes and what the landmarks' geometry says, each where it
@@ -364,14 +419,15 @@ class Predictor:
         for one, plain, flipped in zip(placed, features, mirrored, strict=True):
             # Stripes are no regions: a garment without sleeves has all of them.
             seen = (one.presence == Presence.PRESENT)[:, None] | (not self.model.retrieval.regional)
+            category = TORSO_CATEGORIES[int(one.reading.kinds.argmax())]
             yield Garment(
                 box=one.box,
                 score=one.score,
-                category=one.category,
-                group=Taxonomy.load(self.model.config.taxonomy).category(one.category).group or "",
-                landmarks=np.concatenate([one.to_picture(one.points), one.visibility[:, None]], -1).astype(
-                    np.float32
-                ),
+                category=category,
+                group=Taxonomy.load(self.model.config.taxonomy).category(category).group or "",
+                landmarks=np.concatenate(
+                    [one.to_picture(one.reading.points), one.reading.visibility[:, None]], -1
+                ).astype(np.float32),
                 region_boxes=one.region_boxes,
                 presence=one.presence,
                 presence_score=one.chances.max(-1).astype(np.float32),
@@ -396,8 +452,8 @@ class Predictor:
             if isinstance(branch, StripeRetrieval):
                 plain, flipped = branch(crops), branch(mirrored)
                 return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
-            heat = self.model.landmarks.codec.guide(torch.stack([p.heatmaps for p in placed]))
-            boxes = torch.from_numpy(np.stack([p.boxes for p in placed])).to(self.device)
+            heat = self.model.landmarks.codec.guide(torch.stack([p.reading.heatmaps for p in placed]))
+            boxes = torch.from_numpy(np.stack([p.regions for p in placed])).to(self.device)
             turned = torch.stack(
                 [side - boxes[..., 2], boxes[..., 1], side - boxes[..., 0], boxes[..., 3]], -1
             )[:, order]

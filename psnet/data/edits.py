@@ -263,6 +263,13 @@ def sample_parts(
     return tuple(rng.choice(PARTS, size=count, replace=False, p=shares / shares.sum()))
 
 
+def random_parts(sleeveless: bool, count: int, rng: np.random.Generator) -> tuple[str, ...]:
+    """``count`` different parts to modify, each as likely as the others: what must be learnt of all of them
+    evenly."""
+    free = [part for part in PARTS if part != "sleeves" or not sleeveless]
+    return tuple(str(part) for part in rng.permutation(free)[:count])
+
+
 def edit_parts(
     subject: Subject, parts: tuple[str, ...], rng: np.random.Generator, donor: Subject | None = None
 ) -> tuple[Subject, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,14 @@ from psnet.train.asen import train_asen
 from psnet.train.asen_settings import AsenSettings
 from psnet.train.calibrate import calibrate
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
-from psnet.train.landmarks import LandmarkSamples, landmark_figures, landmark_loss
+from psnet.train.landmarks import (
+    LandmarkSamples,
+    Shown,
+    as_photographed,
+    edited_and_photographed,
+    landmark_figures,
+    landmark_loss,
+)
 from psnet.train.loop import LoopSettings, fit
 from psnet.train.pseudo import write_pseudo_labels
 from psnet.train.region_weights import (
@@ -61,6 +68,7 @@ PARTS = (
     "detector",
     "landmarks",
     "self-training",
+    "edited",
     "retrieval",
     "region-weights",
     "calibration",
@@ -174,21 +182,44 @@ def _loop(settings: TrainSettings, part: LoopSettings) -> LoopSettings:
 
 
 def train_detector(settings: TrainSettings) -> None:
-    train, held = load_garments(settings)
-    empty = empty_images(settings)
     model = build_detector(settings.model.detector)
-    figures = lambda m: detector_figures(m, held, empty[:HELD_EMPTY])  # noqa: E731
-    out = Path(settings.out)
+    _fit_detector(settings, model, "detector", settings.detector, settings.seed)
+
+
+def _fit_detector(
+    settings: TrainSettings,
+    model: nn.Module,
+    name: str,
+    schedule: LoopSettings,
+    seed: int,
+    edited: float = 0.0,
+) -> None:
+    """Train ``model`` in OUT/NAME on the labelled garments, ``edited`` of them edited, and save it."""
+    train, held = load_garments(settings)
+    empty, out = empty_images(settings), Path(settings.out)
+    judged = _judged(held, seed, edited)
     fit(
         model,
-        DetectorSamples(train, empty[HELD_EMPTY:], settings.seed),
+        DetectorSamples(train, empty[HELD_EMPTY:], seed, edited),
         detector_loss,
-        out / "detector",
-        _loop(settings, settings.detector),
-        figures,
+        out / name,
+        _loop(settings, schedule),
+        lambda m: _figures(judged, lambda shown: detector_figures(m, shown, empty[:HELD_EMPTY])),
         collate,
     )
     save_part(model, out / "detector.safetensors")
+
+
+def _judged(held: list[LabelledGarment], seed: int, edited: float) -> dict[str, list[Shown]]:
+    """The photographs that a part is judged by, under the prefix that its figures get."""
+    judged = {"": as_photographed(held)}
+    return judged | ({"edited_": edited_and_photographed(held, seed)} if edited else {})
+
+
+def _figures(
+    judged: dict[str, list[Shown]], measure: Callable[[list[Shown]], dict[str, float]]
+) -> dict[str, float]:
+    return {f"{prefix}{k}": v for prefix, shown in judged.items() for k, v in measure(shown).items()}
 
 
 def train_landmarks(settings: TrainSettings) -> None:
@@ -204,21 +235,23 @@ def _fit_landmarks(
     garments: tuple[list[LabelledGarment], list[LabelledGarment]],
     seed: int,
     proposer: Predictor | None = None,
+    edited: float = 0.0,
 ) -> None:
-    """Train ``model`` in OUT/NAME on the first of ``garments``, judged on the second, and save it;
-    ``proposer``: whose detector's boxes in pictures without a garment are learnt from."""
+    """Train ``model`` in OUT/NAME on the first of ``garments``, ``edited`` of them edited, judged on the
+    second, and save it; ``proposer``: whose detector's boxes in pictures without a garment are learnt
+    from."""
     train, held = garments
     side, out = settings.model.crop_side, Path(settings.out)
     empty = empty_images(settings)
-    shown, judged = empty[HELD_EMPTY:], empty[:HELD_EMPTY]
+    shown, judged = empty[HELD_EMPTY:], _judged(held, seed, edited)
     mistaken = {path: proposer.propose([read_pixels(path)])[0] for path in shown} if proposer else {}
     fit(
         model,
-        LandmarkSamples(train, seed, side, shown, mistaken),
+        LandmarkSamples(train, seed, side, shown, mistaken, edited),
         landmark_loss,
         out / name,
         _loop(settings, schedule),
-        lambda m: landmark_figures(m, held, side, judged),
+        lambda m: _figures(judged, lambda seen: landmark_figures(m, seen, side, empty[:HELD_EMPTY])),
     )
     save_part(model, out / LANDMARKS_FILE)
 
@@ -227,23 +260,42 @@ def train_self(settings: TrainSettings) -> None:
     """Label the unlabelled photographs with what has been trained so far, and go on with the landmark branch
     on labels of both kinds (noisy student, Xie et al., CVPR 2020), and on what the detector mistakes for
     garments."""
-    out = Path(settings.out)
     path = _pseudo_labels(settings)
-    retrieval = out / "retrieval.safetensors"
-    if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
-        save_part(build_retrieval_branch(settings.model), retrieval)
-    save_description(out, settings.model, {})
-    predictor = Predictor.load(out, settings.device, settings.precision)
+    predictor = _proposer(settings)
     if not path.exists():
         images = unlabelled_images(settings)
         count = write_pseudo_labels(predictor, images, path, settings.pseudo_score, settings.pseudo_presence)
         print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
     garments = load_garments(settings, pseudo_labels=True)
     model = build_landmark_branch(settings.model)
-    load_part(model, out / LANDMARKS_FILE)
+    load_part(model, Path(settings.out) / LANDMARKS_FILE)
     # Another seed: the samples of the part landmarks have been seen.
     seed = settings.seed + 1
     _fit_landmarks(settings, model, "self-training", settings.self_training, garments, seed, predictor)
+
+
+def _proposer(settings: TrainSettings) -> Predictor:
+    """What has been trained so far, to find garments with."""
+    out = Path(settings.out)
+    retrieval = out / "retrieval.safetensors"
+    if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
+        save_part(build_retrieval_branch(settings.model), retrieval)
+    save_description(out, settings.model, {})
+    return Predictor.load(out, settings.device, settings.precision)
+
+
+def train_edited(settings: TrainSettings) -> None:
+    """Go on with the detector and the landmark branch on garments of which many are edited: what a copyist
+    changes must hide neither the garment nor its regions."""
+    out, seed = Path(settings.out), settings.seed + 2
+    garments = load_garments(settings, pseudo_labels=True)
+    branch = build_landmark_branch(settings.model)
+    load_part(branch, out / LANDMARKS_FILE)
+    schedule, proposer = settings.edited_landmarks, _proposer(settings)
+    _fit_landmarks(settings, branch, "edited-landmarks", schedule, garments, seed, proposer, settings.edited)
+    detector = build_detector(settings.model.detector)
+    load_part(detector, out / "detector.safetensors")
+    _fit_detector(settings, detector, "edited-detector", settings.edited_detector, seed, settings.edited)
 
 
 def train_retrieval(settings: TrainSettings) -> None:
@@ -365,7 +417,14 @@ def fit_calibration(settings: TrainSettings) -> None:
     print(calibration.to_json())
     trained = {
         part: getattr(settings, part).steps
-        for part in ("detector", "landmarks", "self_training", "retrieval")
+        for part in (
+            "detector",
+            "landmarks",
+            "self_training",
+            "edited_landmarks",
+            "edited_detector",
+            "retrieval",
+        )
     }
     provenance = {
         "steps": trained,
@@ -394,6 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "detector": train_detector,
         "landmarks": train_landmarks,
         "self-training": train_self,
+        "edited": train_edited,
         "retrieval": train_retrieval,
         "region-weights": train_region_weights,
         "calibration": fit_calibration,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.data.edits import PART_REGIONS, edit_parts
+from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.predictor import Garment, Predictor
@@ -134,8 +134,7 @@ def labelled_pairs(
         for count in copies:
             donor = garments[int(rng.integers(len(garments)))]
             # Evenly, not by Table 1: each region's threshold needs as many edited ones as the chest's.
-            free = [p for p in PART_REGIONS if p != "sleeves" or not garment.absent[1:3].all()]
-            parts = tuple(str(p) for p in rng.permutation(free)[:count])
+            parts = random_parts(bool(garment.absent[1:3].all()), count, rng)
             edited, _ = edit_parts(subject, parts, rng, subject_of(donor))
             edits.append((edited_regions(subject, edited, parts), len(parts)))
             images.append(rephotograph(edited, rng, CALIBRATION_CAMERA, swap=swap, other=donor.read()).pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,27 @@ from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.detector import CATEGORIES
 from psnet.taxonomy import Taxonomy
-from psnet.train.landmarks import nothing, subject_of
+from psnet.train.landmarks import Shown, edited, nothing, subject_of
 
 DETECTOR_CAMERA = CameraRange(
     side=320, rotation=9, wild_rotation=0.06, fill=(0.3, 1.06), shift=0.09, new_background=0.5, colour=0.2
 )
+# What was cut off an edited garment would show on its own background.
+EDITED_CAMERA = replace(DETECTOR_CAMERA, new_background=1.0, colour=0.25)
 
 
 class DetectorSamples:
     """Labelled photographs photographed anew; two of them side by side at times; pictures without a torso
-    garment.
+    garment. ``edited``: the share of the garments that are edited before they are photographed.
 
     ``image`` (3, H, W) uint8, ``boxes`` (n, 4) xyxy px, ``labels`` (n,) from 1.
     """
 
-    def __init__(self, garments: Sequence[LabelledGarment], empty: Sequence[Path], seed: int) -> None:
+    def __init__(
+        self, garments: Sequence[LabelledGarment], empty: Sequence[Path], seed: int, edited: float = 0.0
+    ) -> None:
         self.garments, self.empty, self.seed = list(garments), list(empty), seed
+        self.edited = edited
         self.swap = Taxonomy.load("clothing11").swap
 
     def _view(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
@@ -37,7 +43,12 @@ class DetectorSamples:
         other = self.garments[int(rng.integers(len(self.garments)))].read()
         if self.empty and rng.random() < 0.5:
             other = read_pixels(self.empty[int(rng.integers(len(self.empty)))])
-        view = rephotograph(subject_of(garment), rng, DETECTOR_CAMERA, swap=self.swap, other=other)
+        if self.edited and rng.random() < self.edited:
+            donor = self.garments[int(rng.integers(len(self.garments)))]
+            subject, camera = edited(garment, donor, rng), EDITED_CAMERA
+        else:
+            subject, camera = subject_of(garment), DETECTOR_CAMERA
+        view = rephotograph(subject, rng, camera, swap=self.swap, other=other)
         return view.pixels, view.box, CATEGORIES.index(garment.category) + 1
 
     def sample(self, index: int) -> dict[str, Tensor]:
@@ -86,19 +97,19 @@ def detector_loss(model: nn.Module, batch: dict[str, list[Tensor]]) -> dict[str,
 
 @torch.inference_mode()
 def detector_figures(
-    model: nn.Module, garments: Sequence[LabelledGarment], empty: Sequence[Path], threshold: float = 0.5
+    model: nn.Module, photographs: Sequence[Shown], empty: Sequence[Path], threshold: float = 0.5
 ) -> dict[str, float]:
     """``recall`` at IoU 0.5 (class ignored), mean ``iou`` of the best box, ``category`` right among found
     ones, ``false`` share of pictures without a torso garment in which one is found."""
     device = next(model.parameters()).device
     best, right = [], []
-    for garment in garments:
-        out = model([torch.from_numpy(garment.read().transpose(2, 0, 1).copy()).to(device).float() / 255])[0]
+    for view, category in photographs:
+        out = model([torch.from_numpy(view.pixels.transpose(2, 0, 1).copy()).to(device).float() / 255])[0]
         keep = out["scores"] >= threshold
-        overlap = box_iou(out["boxes"][keep].cpu(), torch.from_numpy(garment.box)[None]).flatten()
+        overlap = box_iou(out["boxes"][keep].cpu(), torch.from_numpy(view.box)[None]).flatten()
         best.append(float(overlap.max()) if len(overlap) else 0.0)
         if len(overlap) and best[-1] >= 0.5:
-            right.append(CATEGORIES[int(out["labels"][keep][int(overlap.argmax())]) - 1] == garment.category)
+            right.append(CATEGORIES[int(out["labels"][keep][int(overlap.argmax())]) - 1] == category)
     false = []
     for path in empty:
         out = model([torch.from_numpy(read_pixels(path).transpose(2, 0, 1).copy()).to(device).float() / 255])[

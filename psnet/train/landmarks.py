@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from psnet.crops import GARMENT_MARGIN, cut, expand, log_aspect, to_tensor
+from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.landmarks import LandmarkBranch
@@ -22,6 +24,8 @@ from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 LANDMARK_CAMERA = CameraRange(
     side=272, rotation=10, wild_rotation=0.1, fill=(0.45, 1.12), shift=0.07, colour=0.2
 )
+# What was cut off an edited garment would show on its own background.
+EDITED_CAMERA = replace(LANDMARK_CAMERA, new_background=1.0, colour=0.25)
 
 
 # Category of a crop without a garment: what cross-entropy ignores.
@@ -30,6 +34,17 @@ NO_GARMENT = -100
 
 def subject_of(garment: LabelledGarment) -> Subject:
     return Subject(garment.read(), garment.read_mask(), garment.box, garment.landmarks, garment.region_boxes)
+
+
+def edited(garment: LabelledGarment, donor: LabelledGarment, rng: np.random.Generator) -> Subject:
+    """The garment with one to three parts edited: what a copyist offers has to be found and told apart into
+    regions as well as what he copied.
+
+    Where it cannot be cut out, nothing is shortened: what was cut off would still be seen.
+    """
+    parts = random_parts(bool(garment.absent[1:3].all()), int(rng.integers(1, 4)), rng)
+    subject, _ = edit_parts(subject_of(garment), parts, rng, subject_of(donor))
+    return subject
 
 
 def nothing(pixels: np.ndarray, box: np.ndarray | None = None) -> Subject:
@@ -92,6 +107,7 @@ class LandmarkSamples:
     Rare categories are drawn more often (by the square root of their frequency). Of the samples, a quarter
     show no garment of the torso where ``empty`` names pictures without one: one of those, or a piece of
     background. ``mistaken``: boxes (4,) px in them that a detector takes for garments (hard negatives).
+    ``edited``: the share of the garments that are edited before they are photographed, on a new background.
     """
 
     def __init__(
@@ -101,8 +117,10 @@ class LandmarkSamples:
         side: int,
         empty: Sequence[Path] = (),
         mistaken: Mapping[Path, Sequence[np.ndarray]] | None = None,
+        edited: float = 0.0,
     ) -> None:
         self.garments, self.seed, self.side, self.empty = list(garments), seed, side, list(empty)
+        self.edited = edited
         self.mistaken = dict(mistaken or {})
         self.swap = Taxonomy.load("clothing11").swap
         counts = {c: sum(g.category == c for g in garments) for c in {g.category for g in garments}}
@@ -126,7 +144,7 @@ class LandmarkSamples:
             sides = rng.uniform(0.3, 1.0, 2) * (width, height)
             corner = rng.uniform(0, 1, 2) * ((width, height) - sides)
             return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
-        view = rephotograph(subject_of(garment), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
+        view = self._view(garment, other, rng)
         if kind < 0.25:
             # A corner of the picture with little of the garment in it.
             height, width = view.pixels.shape[:2]
@@ -134,6 +152,12 @@ class LandmarkSamples:
             corner = rng.integers(0, 2, 2) * ((width, height) - sides)
             return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
         return targets(view, garment.category, self._missed(view.box, rng), self.side)
+
+    def _view(self, garment: LabelledGarment, other: np.ndarray, rng: np.random.Generator) -> View:
+        if not self.edited or rng.random() >= self.edited:
+            return rephotograph(subject_of(garment), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
+        donor = self.garments[int(rng.integers(len(self.garments)))]
+        return rephotograph(edited(garment, donor, rng), rng, EDITED_CAMERA, swap=self.swap, other=other)
 
     def _missed(self, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The box as a detector gives it, off by some share of its sides."""
@@ -178,11 +202,39 @@ def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
+Shown = tuple[View, str]
+"""A photograph of one garment, and its category."""
+
+
+def as_photographed(garments: Sequence[LabelledGarment]) -> list[Shown]:
+    return [
+        (
+            View(
+                g.read(), g.box, g.landmarks, g.region_boxes, (~g.absent).astype(np.float32), mirrored=False
+            ),
+            g.category,
+        )
+        for g in garments
+    ]
+
+
+def edited_and_photographed(garments: Sequence[LabelledGarment], seed: int) -> list[Shown]:
+    """Every garment edited and photographed once; the same for the same seed."""
+    swap = Taxonomy.load("clothing11").swap
+    shown = []
+    for index, garment in enumerate(garments):
+        rng = np.random.default_rng((seed, index))
+        donor, other = (garments[int(rng.integers(len(garments)))] for _ in range(2))
+        view = rephotograph(edited(garment, donor, rng), rng, EDITED_CAMERA, swap=swap, other=other.read())
+        shown.append((view, garment.category))
+    return shown
+
+
 @torch.inference_mode()
 def landmark_figures(
-    model: nn.Module, garments: Sequence[LabelledGarment], side: int, empty: Sequence[Path] = ()
+    model: nn.Module, photographs: Sequence[Shown], side: int, empty: Sequence[Path] = ()
 ) -> dict[str, float]:
-    """Figures on garments as they were photographed, cut out by boxes that miss their true ones a little.
+    """Figures on photographs of garments, cut out by boxes that miss their true ones a little.
 
     ``nme``: mean distance over the longer side of the box, visible points; ``iou`` of the region boxes, each
     and on average, ``iou_box`` of the garment's; ``presence``, ``category`` and ``group``: share right;
@@ -195,24 +247,20 @@ def landmark_figures(
     )
     rng = np.random.default_rng(0)
     errors, overlaps, whole, presences, categories, groups, taken = [], [], [], [], [], [], []
-    for start in range(0, len(garments), 32):
+    for start in range(0, len(photographs), 32):
         batch = []
-        for garment in garments[start : start + 32]:
-            seen = np.where(np.isnan(garment.region_boxes[:, 0]), 0.0, 1.0).astype(np.float32)
-            view = View(garment.read(), garment.box, garment.landmarks, garment.region_boxes, seen, False)
-            miss = rng.normal(0, 0.04, 4) * np.tile(garment.box[2:] - garment.box[:2], 2)
-            batch.append(targets(view, garment.category, (garment.box + miss).astype(np.float32), side))
+        for view, category in photographs[start : start + 32]:
+            miss = rng.normal(0, 0.04, 4) * np.tile(view.box[2:] - view.box[:2], 2)
+            batch.append(targets(view, category, (view.box + miss).astype(np.float32), side))
         stacked = {k: torch.stack([b[k] for b in batch]).to(device) for k in batch[0]}
         out = model(stacked["crop"].float() / 255, stacked["aspect"])
         points = model.codec.decode(out.heatmaps)
-        for i, garment in enumerate(garments[start : start + 32]):
+        for i, (view, _) in enumerate(photographs[start : start + 32]):
             extent = stacked["boxes"][i, -1, 2:] - stacked["boxes"][i, -1, :2]
-            frame = (garment.box[2:] - garment.box[:2]) / extent.cpu().numpy()  # px of the picture per crop
+            frame = (view.box[2:] - view.box[:2]) / extent.cpu().numpy()  # px of the picture per crop
             difference = (points[i] - stacked["points"][i]).cpu().numpy() / side * frame
             visible = stacked["visible"][i].cpu().numpy() > 0
-            errors.append(
-                np.linalg.norm(difference, axis=-1)[visible] / max(garment.box[2:] - garment.box[:2])
-            )
+            errors.append(np.linalg.norm(difference, axis=-1)[visible] / max(view.box[2:] - view.box[:2]))
             iou = box_iou(out.boxes[i].float(), stacked["boxes"][i]).diagonal().cpu().numpy()
             present = (stacked["presence"][i] == Presence.PRESENT).cpu().numpy()
             overlaps.append(np.where(present, iou[:NUM_REGIONS], np.nan))
@@ -244,9 +292,14 @@ def landmark_figures(
 
 
 __all__ = [
+    "EDITED_CAMERA",
     "LANDMARK_CAMERA",
     "NO_GARMENT",
     "LandmarkSamples",
+    "Shown",
+    "as_photographed",
+    "edited",
+    "edited_and_photographed",
     "landmark_figures",
     "landmark_loss",
     "nothing",

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand
-from psnet.data.edits import PART_REGIONS, edit_parts, sample_parts
+from psnet.data.edits import PART_REGIONS, edit_parts, random_parts, sample_parts
 from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.heatmap import HeatmapCodec
@@ -136,8 +136,7 @@ class RetrievalSamples:
         # Parts are drawn by the paper's table half of the time, evenly otherwise: rare ones must be learnt as
         # well.
         if rng.random() < 0.5:
-            free = [p for p in PART_REGIONS if p != "sleeves" or not garment.absent[1:3].all()]
-            parts = tuple(rng.permutation(free)[: len(parts)])
+            parts = random_parts(bool(garment.absent[1:3].all()), len(parts), rng)
         edited, _ = edit_parts(subject, parts, rng, donor)
         state = edited_regions(subject, edited, parts)
         design = np.zeros((VIEWS, NUM_REGIONS), np.int64)

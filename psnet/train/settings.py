@@ -21,7 +21,9 @@ class TrainSettings:
     that a category of that catalogue means, with which the network must agree.
 
     Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
-    ``out`` holds the part's checkpoint, training goes on from it. ``box_noise``: how far the region boxes
+    ``out`` holds the part's checkpoint, training goes on from it. In the part edited the detector and the
+    landmark branch go on, by schedules of their own, and ``edited`` of the garments that they see are
+    edited. ``box_noise``: how far the region boxes
     that the retrieval branch is trained on miss the true ones, as a share of their sides.
     """
 
@@ -52,6 +54,13 @@ class TrainSettings:
     )
     self_training: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=1500, batch=32, learning_rate=1e-3)
+    )
+    edited: float = 0.5
+    edited_detector: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=300, batch=16, learning_rate=5e-4)
+    )
+    edited_landmarks: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=800, batch=32, learning_rate=7e-4)
     )
     pseudo_weight: float = 0.5
     pseudo_score: float = 0.9

@@ -78,6 +78,23 @@ def test_mirrored_features_are_those_of_the_flipped_picture(tmp_path, retrieval)
     assert garment.mirrored_features.shape == (5, config.feature_dim)
 
 
+def test_a_flipped_picture_gets_the_same_regions_and_features(tiny):
+    """What a copyist does first must not change what is seen: the branch looks at both, and means both."""
+    predictor = Predictor.load(tiny, "cpu")
+    (image,) = pictures(1, seed=4)
+    height, width = image.shape[:2]
+    box = np.array([0.1 * width, 0.1 * height, 0.7 * width, 0.9 * height], np.float32)
+    turned = np.array([width - box[2], box[1], width - box[0], box[3]], np.float32)
+    (one,) = predictor.describe([image], box[None])
+    (other,) = predictor.describe([np.ascontiguousarray(image[:, ::-1])], turned[None])
+    boxes = other.region_boxes[list(MIRROR)]
+    back = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], -1)
+    # Pillow rounds resized pixels from left to right and from right to left alike, to within one grey level.
+    np.testing.assert_allclose(back, one.region_boxes, atol=0.05)
+    assert (other.presence[list(MIRROR)] == one.presence).all() and other.category == one.category
+    np.testing.assert_allclose(other.features, one.mirrored_features, atol=0.02)
+
+
 def test_a_garment_described_in_its_own_boxes_is_the_garment_found(tiny):
     predictor = Predictor.load(tiny, "cpu", min_score=0.0, max_garments=1)
     images = pictures(3)

@@ -139,12 +139,14 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
         tmp_path,
         labels,
         **dict.fromkeys(("detector", "landmarks", "self_training", "retrieval"), schedule),
+        edited_detector=schedule,
+        edited_landmarks=schedule,
         region_weight_samples=12,
         unlabelled=str(unlabelled),
         pseudo_score=0.0,
         pseudo_presence=0.0,
     )
-    for part in ("detector", "landmarks", "self-training", "retrieval", "region-weights"):
+    for part in ("detector", "landmarks", "self-training", "edited", "retrieval", "region-weights"):
         assert main([part, "--config", config]) == 0
     assert main(["calibration", "--config", config]) in (
         0,
@@ -155,6 +157,9 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     for table in weights["tables"].values():
         assert np.allclose(np.sum(table, 1), 1) and np.shape(table) == (4, 5)
     assert (tmp_path / "out" / "pseudo-labels.jsonl").exists()
+    for part, figure in (("edited-detector", "edited_recall"), ("edited-landmarks", "edited_nme")):
+        rows = [json.loads(row) for row in (tmp_path / "out" / part / "log.jsonl").read_text().splitlines()]
+        assert figure in rows[-1]["validation"]
 
 
 @pytest.mark.parametrize("branch", ["roi", "pcb", "global"])

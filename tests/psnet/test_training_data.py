@@ -5,14 +5,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psnet.data.edits import KINDS, PART_REGIONS, edit_region, region_mask, sample_parts
+from psnet.data.edits import KINDS, PART_REGIONS, edit_region, random_parts, region_mask, sample_parts
 from psnet.data.photographs import read_labels, with_masks
 from psnet.data.rephotograph import CameraRange, Subject, rephotograph
 from psnet.model import PSNetConfig
 from psnet.regions import MIRROR, REGIONS
 from psnet.render.labels import write_labels
 from psnet.taxonomy import Taxonomy
-from psnet.train.landmarks import NO_GARMENT, LandmarkSamples, subject_of
+from psnet.train.detector import DetectorSamples
+from psnet.train.landmarks import (
+    NO_GARMENT,
+    LandmarkSamples,
+    as_photographed,
+    edited,
+    edited_and_photographed,
+    subject_of,
+)
 from psnet.train.retrieval import RetrievalSamples, edited_regions, mirror_subject
 
 
@@ -64,6 +72,14 @@ def test_parts_follow_table_1():
     drawn = [sample_parts("T-shirts", 1, rng)[0] for _ in range(2000)]
     assert abs(drawn.count("chest") / 2000 - 0.72) < 0.04
     assert all("sleeves" not in sample_parts("dress", 3, rng, sleeveless=True) for _ in range(50))
+
+
+def test_parts_drawn_evenly_are_different_ones_that_the_garment_has():
+    rng = np.random.default_rng(0)
+    drawn = [random_parts(False, 2, rng) for _ in range(2000)]
+    assert all(len(set(parts)) == 2 for parts in drawn)
+    assert all(abs(sum(part in parts for parts in drawn) / 2000 - 0.5) < 0.05 for part in PART_REGIONS)
+    assert all("sleeves" not in random_parts(True, 3, rng) for _ in range(50))
 
 
 def test_mirroring_twice_is_nothing(garments):
@@ -136,3 +152,35 @@ def test_a_quarter_of_the_landmark_samples_show_no_garment(garments, tmp_path):
     assert 0.1 < len(without) / len(rows) < 0.4
     assert all((row["weight"] == 0).all() and (row["visible"] == 0).all() for row in without)
     assert all(row["boxes"].shape == (6, 4) for row in rows)
+
+
+def test_an_edited_garment_keeps_its_labels_unless_it_was_shortened(garments):
+    changed = 0
+    for seed in range(12):
+        garment = garments[seed % len(garments)]
+        subject = edited(garment, garments[(seed + 1) % len(garments)], np.random.default_rng(seed))
+        changed += bool(
+            (subject.pixels != garment.read()).any() or (subject.mask != garment.read_mask()).any()
+        )
+        moved = ~np.isclose(subject.landmarks[:, :2], garment.landmarks[:, :2]).all(-1)
+        assert not moved[:5].any()  # neckline and armpits: only sleeves and the hem are ever cut
+        assert (np.isnan(subject.region_boxes) == np.isnan(garment.region_boxes)).all()
+    assert changed >= 10
+
+
+def test_samples_of_edited_garments_show_the_edits_and_repeat(garments):
+    for make in (
+        lambda share: LandmarkSamples(garments, 3, 64, edited=share).sample(1)["crop"],
+        lambda share: DetectorSamples(garments, (), 3, edited=share).sample(1)["image"],
+    ):
+        again, as_it_is = make(1.0), make(0.0)
+        assert (make(1.0) == again).all()
+        assert again.shape != as_it_is.shape or (again != as_it_is).any()
+
+
+def test_garments_are_judged_as_they_are_and_edited(garments):
+    shown = as_photographed(garments)
+    assert [category for _, category in shown] == [g.category for g in garments]
+    assert all((view.pixels == g.read()).all() for (view, _), g in zip(shown, garments, strict=True))
+    once, twice = edited_and_photographed(garments, 5), edited_and_photographed(garments, 5)
+    assert all((a.pixels == b.pixels).all() for (a, _), (b, _) in zip(once, twice, strict=True))
