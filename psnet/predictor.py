@@ -64,9 +64,8 @@ SMALL_PART = 0.6
 # Two boxes that overlap more are one garment, and so are a box and a greater one that holds that much of it.
 SAME_GARMENT = 0.5
 PART_OF_GARMENT = 0.85
-# So much less sure (log-odds) the whole may be than its part: a frame that takes in the background is less
-# sure still. Of 3 and 4, measured on edited copies of training garments, the better for the pictures as they
-# are.
+# By so many log-odds the whole may be less sure than its part; a frame that takes in the background with the
+# garment is less sure still (measured on training garments and edited copies of them, see RESULTS.md).
 WHOLE_LESS_SURE = 3.0
 # How much of each region's box the landmarks' geometry gives, the rest being the branch's own: collars are
 # best told by both, sleeves by the branch, chest and waist by the landmarks (overlap on held-out garments).
@@ -415,9 +414,8 @@ class Predictor:
             same = [k for k, other in enumerate(of_picture) if _same_garment(one.box, other.box)]
             if not same:
                 of_picture.append(one)
-            elif len(same) == 1 and _is_part(of_picture[same[0]].box, one.box):
-                if _log_odds(one.score) >= _log_odds(of_picture[same[0]].score) - WHOLE_LESS_SURE:
-                    of_picture[same[0]] = one
+            elif len(same) == 1 and _gives_way(of_picture[same[0]], one):
+                of_picture[same[0]] = one
         return [one for image in sorted(kept) for one in kept[image][: self.max_garments]]
 
     def _describe(self, pictures: Sequence[Image.Image], placed: Sequence[_Placed]) -> Iterator[Garment]:
@@ -472,6 +470,11 @@ def _is_part(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether box a (4,) shows a part of what the greater box b shows."""
     shared = intersections(a, b)
     return bool(shared > PART_OF_GARMENT * areas(a) and shared < SAME_GARMENT * areas(b))
+
+
+def _gives_way(part: _Placed, whole: _Placed) -> bool:
+    less_sure = _log_odds(part.score) - _log_odds(whole.score)
+    return _is_part(part.box, whole.box) and less_sure <= WHOLE_LESS_SURE
 
 
 def _log_odds(chance: float) -> float:

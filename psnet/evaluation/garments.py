@@ -18,7 +18,7 @@ from psnet.similarity import group_rows
 # Pictures in memory at once.
 _PICTURES = 16
 # Raised when a table's columns or the code that makes them change: older files are then computed anew.
-_FORMAT = 1
+_FORMAT = 2
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many are done."""

@@ -8,7 +8,7 @@ from PIL import Image
 
 from psnet.crops import cut_regions, to_tensor
 from psnet.model import PSNet, PSNetConfig
-from psnet.predictor import Predictor
+from psnet.predictor import Predictor, _Placed, _Reading
 from psnet.regions import MIRROR, Presence
 from psnet.weights import WeightsError, load_psnet, model_tag, save_psnet
 
@@ -136,6 +136,29 @@ def test_branches_that_see_the_whole_garment_describe_too(tmp_path, retrieval):
     np.testing.assert_allclose(norms, expected, atol=1e-5)
     (again,) = predictor.describe(pictures(1), box)
     np.testing.assert_allclose(again.box, box[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "kept"), [(0.9, 0.8, "whole"), (0.9999, 0.99, "part"), (0.6, 0.9, "whole")]
+)
+def test_a_part_gives_way_to_the_whole_unless_it_is_much_surer(tiny, part, whole, kept):
+    predictor = Predictor.load(tiny, "cpu")
+    boxes = {"part": [30, 30, 60, 60], "whole": [0, 0, 90, 90]}
+
+    def placed(name, score):
+        points = np.zeros((11, 2), np.float32)
+        reading = _Reading(
+            score, points, np.zeros((6, 4)), points[:, 0], np.eye(5, 3), np.ones(10), torch.zeros(11, 4, 4)
+        )
+        box = np.array(boxes[name], np.float32)
+        return _Placed(0, box, torch.zeros(3, 64, 64), reading, box, np.zeros((5, 4)), np.eye(5, 3))
+
+    for found in (
+        [placed("part", part), placed("whole", whole)],
+        [placed("whole", whole), placed("part", part)],
+    ):
+        (one,) = predictor._decide(found)
+        assert one.box.tolist() == boxes[kept]
 
 
 def test_saving_and_loading_keeps_the_function(tiny):
