@@ -65,7 +65,7 @@ SMALL_PART = 0.6
 SAME_GARMENT = 0.5
 PART_OF_GARMENT = 0.85
 # By so many log-odds the whole may be less sure than its part; a frame that takes in the background with the
-# garment is less sure still (measured on training garments and edited copies of them, see RESULTS.md).
+# garment is less sure still. Settled on training garments and edited copies of them.
 WHOLE_LESS_SURE = 3.0
 # How much of each region's box the landmarks' geometry gives, the rest being the branch's own: collars are
 # best told by both, sleeves by the branch, chest and waist by the landmarks (overlap on held-out garments).
