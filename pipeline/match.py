@@ -47,6 +47,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
+from pipeline.background import Garments, background
 from pipeline.calibration import list_threshold, load_calibration
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
@@ -56,11 +57,9 @@ from pipeline.kernel import (
     Block,
     Candidates,
     Floors,
-    Garments,
     Kept,
     Pairs,
     Wanted,
-    background,
     best_pairs,
     prune,
     rescore,
@@ -670,7 +669,7 @@ def _opened_index(path: Path, digest: str) -> GarmentIndex:
 
 
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The task: level and distinctiveness of some garments, see ``pipeline.kernel.background``."""
+    """The task: level and distinctiveness of some garments, see ``pipeline.background``."""
     sample = job.garments(job.sample)
     with threadpool_limits(1):  # OpenBLAS loses four fifths of its speed at splitting a tile's small products
         return background(job.garments(rows), sample, job.quantile, scoring=job.scoring)

@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.background import Garments, background
 from pipeline.calibration import load_calibration
 from pipeline.crawl import crawl
 from pipeline.errors import UserError
 from pipeline.index_template import machine_memory, plan_index, train_template
-from pipeline.kernel import Block, Floors, Garments, Wanted, background, best_pairs, rounding_slack
+from pipeline.kernel import Block, Floors, Wanted, best_pairs, rounding_slack
 from pipeline.progress import track
 from pipeline.rundir import STAGES, RunDirectory
 from pipeline.settings import IndexSettings, Settings
