@@ -37,6 +37,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,8 @@ BACKGROUND_FILE = "background.parquet"
 
 # Garments in one task for their levels. No setting: nothing that shapes a product may differ between runs.
 _LEVELS_AT_ONCE = 4096
+# Of a sweep's few originals a block holds so many times as many partners, as long as there are no more pairs.
+_WIDEST = 8
 # The usual lists hold all copies; a garment's twenty best, most of them strangers, want more (0.99 of them).
 _DEEPER = 4
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
@@ -401,7 +404,8 @@ class Search:
         self._settings = settings
         queries, partners = np.flatnonzero(sides.queries.count), np.flatnonzero(sides.partners.count)
         self._rows = _slices(queries, chosen.block_size)
-        self._columns = _slices(partners, chosen.block_size)
+        wider = 1 if sides.symmetric else min(_WIDEST, chosen.block_size // max(len(queries), 1))
+        self._columns = _slices(partners, chosen.block_size * max(wider, 1))
         self.blocks = [
             (i, j)
             for i in range(len(self._rows))
@@ -465,7 +469,10 @@ class Search:
         with track(len(missing), "match", "blocks") as progress:
             if len(missing) <= 1:
                 # A start of Ray costs more than one block.
-                self._commit_levels(_compute_levels(self.job, rows) for rows in self._level_parts())
+                cpus = self._settings.ray.num_cpus or len(os.sched_getaffinity(0))
+                with threadpool_limits(1), ThreadPoolExecutor(cpus) as pool:
+                    level_of = functools.partial(_compute_levels, self.job)
+                    self._commit_levels(pool.map(level_of, self._level_parts()))
             if len(missing) <= 1:
                 for block in missing:
                     _compute_block(*self._task(block, known))
