@@ -332,8 +332,9 @@ class _Job:
         return rounding_slack(level, level)
 
 
-# The blocks that a worker has seen last, with their codes: the next task has one of them, as a rule.
-_BLOCKS_AT_HAND = 3
+BLOCKS_AT_HAND = 3
+"""The blocks that a worker has seen last, with their codes: the next task has one of them, as a rule."""
+
 _at_hand: OrderedDict[tuple[Path, bytes], Block] = OrderedDict()
 
 
@@ -341,7 +342,7 @@ def _block_at_hand(job: _Job, pictures: np.ndarray) -> Block:
     key = job.target, pictures.tobytes()
     block = _at_hand.pop(key, None) or job.block(pictures)
     _at_hand[key] = block
-    while len(_at_hand) > _BLOCKS_AT_HAND:
+    while len(_at_hand) > BLOCKS_AT_HAND:
         _at_hand.popitem(last=False)
     return block
 
