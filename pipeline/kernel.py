@@ -272,7 +272,7 @@ def kind_of(scoring: str, weights: np.ndarray) -> int:
     return SAME_WEIGHTS if alike else BEST_REGIONS
 
 
-class _Queries:
+class Asking:
     """One block as the side that asks: what it has found."""
 
     def __init__(self, block: Block, wanted: Wanted, floors: Floors, slack: float) -> None:
@@ -343,10 +343,10 @@ class _BlockSearch:
         self._rows, self._columns, self._kind, self._mirrored = rows, columns, kind, mirrored
         self._same = columns is rows
         self._both = column_floors is not None or (self._same and kind == SAME_WEIGHTS)
-        self.to_rows = self.to_columns = _Queries(rows, wanted, row_floors, slack)
+        self.to_rows = self.to_columns = Asking(rows, wanted, row_floors, slack)
         if not self._same:
             none = np.full(len(columns), np.inf, np.float32)
-            self.to_columns = _Queries(columns, wanted, column_floors or Floors(none, none), slack)
+            self.to_columns = Asking(columns, wanted, column_floors or Floors(none, none), slack)
         codes = [rows.codes, columns.codes]
         if mirrored:
             codes += [rows.mirrored_codes, columns.mirrored_codes]
@@ -363,8 +363,8 @@ class _BlockSearch:
             self._right_turned = self._part(columns.mirrored_codes, to_columns.code_mirrored)
         # Twice the bound of a usual pair: so far apart are the most and the least that it may be worth.
         self._ahead = np.float32(2 * (self._left.error.mean() + self._right.error.mean()))
-        height = max((stop - start for start, stop in _tiles(rows, _TILE_ROWS)), default=0)
-        width = max((stop - start for start, stop in _tiles(columns, _TILE_COLUMNS)), default=0)
+        height = max((stop - start for start, stop in tiles(rows, _TILE_ROWS)), default=0)
+        width = max((stop - start for start, stop in tiles(columns, _TILE_COLUMNS)), default=0)
         # Runs that begin elsewhere may be as long as two of them.
         width = 2 * max(width, height) if self._same else width
         self._products = torch.empty(NUM_REGIONS * height * width, dtype=torch.int32)
@@ -416,14 +416,14 @@ class _BlockSearch:
 
     def run(self) -> _BlockSearch:
         self._seed()
-        for start, stop in _tiles(self._rows, _TILE_ROWS):
+        for start, stop in tiles(self._rows, _TILE_ROWS):
             if self._same and self._both:
                 # Half of the tiles hold every pair; on the diagonal both of its orders stand in the tile.
                 self._tile(start, stop, start, stop, both=False)
-                for first, last in _tiles(self._columns, _TILE_COLUMNS, stop):
+                for first, last in tiles(self._columns, _TILE_COLUMNS, stop):
                     self._tile(start, stop, first, last, both=True)
             else:
-                for first, last in _tiles(self._columns, _TILE_COLUMNS):
+                for first, last in tiles(self._columns, _TILE_COLUMNS):
                     self._tile(start, stop, first, last, both=self._both)
             self._refine()
         return self
@@ -499,7 +499,7 @@ class _Part(NamedTuple):
     code: np.ndarray
 
 
-def _tiles(block: Block, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
+def tiles(block: Block, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
     """Runs of ``size`` garments or fewer that end between pictures, from ``start`` on; a picture of more
     garments is a run of its own."""
     stops = np.append(block.starts[1:], len(block.garment))

@@ -83,6 +83,7 @@ from pipeline.vectors import (
     write_vectors,
 )
 from psnet.config import digest
+from psnet.device import resolve_device
 from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.similarity import normalise
 from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
@@ -99,6 +100,8 @@ _LEVELS_AT_ONCE = 4096
 _WIDEST = 8
 # The usual lists hold all copies; a garment's twenty best, most of them strangers, want more (0.99 of them).
 _DEEPER = 4
+# Tasks that share a GPU: one moves its pairs while another multiplies.
+_GPUS_PER_TASK = 0.5
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
 _TASK_RETRIES = 5
 
@@ -112,7 +115,8 @@ def match(run: RunDirectory, settings: Settings) -> None:
     """The partners of every item: RUN/pairs.parquet. In a sweep, those of the originals.
 
     Raises:
-        UserError: the extraction is not done, or the weights cannot be used.
+        UserError: the extraction is not done, the weights cannot be used, or there is no GPU of those asked
+            for.
         RunError: workers keep dying, or the disk is full. Finished blocks stay.
     """
     shards = garment_shards(run)
@@ -284,6 +288,7 @@ class _Job:
     index_digest: str
     candidates: int
     deeper: int
+    device: str
 
     def block(self, pictures: np.ndarray) -> Block:
         """The garments of these pictures (ascending). Where no picture between them is left out, their
@@ -436,6 +441,7 @@ class Search:
             index_digest="" if index_of is None else index_of.require("index"),
             candidates=max(settings.index.candidates, chosen.best_k),
             deeper=1 if settings.index.nprobe else _DEEPER,
+            device=chosen.device,
         )
 
     def path(self, i: int, j: int) -> Path:
@@ -546,6 +552,8 @@ class Search:
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
         with _on_ray(self._settings) as (ray, as_task):
             compute, level_of = as_task(_compute_block), as_task(_compute_levels)
+            if self.job.device != "cpu" and self.job.index_of is None and ray.cluster_resources().get("GPU"):
+                compute = compute.options(num_gpus=_GPUS_PER_TASK)
             job = ray.put(self.job)
             self._commit_levels(ray.get([level_of.remote(job, rows) for rows in self._level_parts()]))
 
@@ -622,8 +630,11 @@ def _compute_block(
         return
     left = _block_at_hand(job, rows)
     right = left if np.array_equal(rows, columns) else _block_at_hand(job, columns)
+    search = best_pairs
+    if resolve_device(job.device).type == "cuda":
+        from pipeline.torch_kernel import best_pairs as search
     with threadpool_limits(1):
-        found = best_pairs(
+        found = search(
             left,
             right,
             job.wanted,

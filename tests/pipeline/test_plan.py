@@ -46,7 +46,7 @@ def test_time_grows_as_the_stages_do():
 
 
 def test_pairs_cost_more_each_in_a_small_catalogue():
-    """Measured for the scan alone (benchmarks/SCALING.md): five times as much among 10,000 garments as among a million."""
+    """Of the scan alone five times as much, measured among 10,000 and a million (benchmarks/SCALING.md)."""
     rates = replace(RATES, garments_per_image=1.0, levels=1e12, compared=1e12, pairs=1e9 / 4, searched=2e4)
     one = Cluster(cpus_per_node=1)
     seconds = {n: predict(rates, n, one, SETTINGS).stages["match"].seconds for n in (10_000, 10**6)}
