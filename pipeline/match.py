@@ -46,11 +46,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from threadpoolctl import threadpool_limits
 
 from pipeline.background import Garments, background
 from pipeline.calibration import list_threshold, load_calibration
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 from pipeline.extract import garment_shards
 from pipeline.half import rows_as_float32
 from pipeline.index_manifest import Manifest
@@ -481,6 +482,7 @@ class Search:
                     level_of = functools.partial(_compute_levels, self.job)
                     self._commit_levels(pool.map(level_of, self._level_parts()))
             if len(missing) <= 1:
+                _has_gpu(self.job.device, torch.cuda.device_count())
                 for block in missing:
                     _compute_block(*self._task(block, known))
                     progress.advance()
@@ -552,7 +554,7 @@ class Search:
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
         with _on_ray(self._settings) as (ray, as_task):
             compute, level_of = as_task(_compute_block), as_task(_compute_levels)
-            if self.job.device != "cpu" and self.job.index_of is None and ray.cluster_resources().get("GPU"):
+            if self.job.index_of is None and _has_gpu(self.job.device, ray.cluster_resources().get("GPU", 0)):
                 compute = compute.options(num_gpus=_GPUS_PER_TASK)
             job = ray.put(self.job)
             self._commit_levels(ray.get([level_of.remote(job, rows) for rows in self._level_parts()]))
@@ -604,6 +606,17 @@ def _in_turn(ray: Any, tasks: Iterable[tuple[Any, Callable[[], Any]]]) -> Iterat
         name = running.pop(done[0])
         ray.get(done[0])
         yield name
+
+
+def _has_gpu(device: str, gpus: float) -> bool:
+    """Whether blocks are to be compared on a GPU.
+
+    Raises:
+        UserError: they are, and there is none.
+    """
+    if device == "cuda" and not gpus:
+        raise UserError("match.device: is cuda, and there is no GPU; set it to auto or cpu")
+    return device != "cpu" and gpus > 0
 
 
 def _place_on_curve(i: int, j: int) -> int:
