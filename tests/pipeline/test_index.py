@@ -335,8 +335,8 @@ def test_only_a_thorough_look_finds_what_left_size_and_time_alone(tmp_path, sour
 @pytest.mark.gpu
 @pytest.mark.skipif(not faiss.get_num_gpus(), reason="FAISS sees no GPU")
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQfp16", "IVF8,PQ8"])
-def test_a_gpu_gives_what_a_cpu_gives(tmp_path, source, factory):
-    run = write_run(tmp_path / "run", source, plain_items(200))
+def test_a_gpu_gives_what_a_cpu_gives(tmp_path, factory):
+    run = write_run(tmp_path / "run", catalogue(400, dim=24, seed=8), plain_items(400))
     build_index(run, settings(f"index.factory='{factory}'", "index.nprobe=4", "index.region_dim=16"))
     index = open_index(run)
     assert all(shard.on_gpu is not None for shard in index.shards)
