@@ -4,8 +4,8 @@
         [--device cuda] [--out benchmarks/GPU.md]
 
 Matrix rate: float16 products of 8192 × 8192, as torch multiplies them. Kernel: two blocks of synthetic
-garments (as in ``benchmarks/index.py``), 5 regions of 256 numbers, best 20 and all above the thresholds, both directions
-(``pipeline.torch_kernel``); the time of the whole call, features moved to the card before. A pair is 2,560
+garments (as in ``benchmarks/index.py``), 5 regions of 256 numbers, best 20 and all above the thresholds, both
+directions (``pipeline.torch_kernel``); the time of the whole call, features moved to the card before. A pair is 2,560
 operations, three times that with the mirror image. "Known": with what a first pass has found, as the later
 blocks of a large catalogue meet it. A smaller pair of blocks is compared with the CPU's kernel too.
 Extraction: the models alone on decoded pictures, and the whole stage with Ray's start, decoding and writing.
@@ -152,15 +152,18 @@ def extraction(catalogue: Path, images: int, device: str, overrides: list[str]) 
             {row["image_sha256"]: row["image_path"] for row in items if row["status"] == "ok"}.values()
         )
         job = Job("", "", "", "", device, settings.crawl.max_pixels, settings.extract)
-        predictor, _ = load_predictor(job)
-        pictures = pictures_of(job, paths[:1000])
-        size = settings.extract.batch_images
-        bare = len(pictures) / seconds_of(lambda: predict_all(predictor, pictures, size), device, 1)
-        del predictor
+        bare = _bare_rate(job, paths[:1000])
         start = time.perf_counter()
         extract(run, settings)
         stage = len(paths) / (time.perf_counter() - start)
     return {"models alone": bare, "whole stage": stage, "ratio": stage / bare}
+
+
+def _bare_rate(job: Job, paths: list[str]) -> float:
+    """Images a second; the model is gone from the card when it returns."""
+    predictor, _ = load_predictor(job)
+    pictures, size = pictures_of(job, paths), job.settings.batch_images
+    return len(pictures) / seconds_of(lambda: predict_all(predictor, pictures, size), job.device, 1)
 
 
 def main() -> None:

@@ -77,9 +77,9 @@ class Block:
 
     ``features``, ``mirrored``: (n, 5, d) float16, in memory or memory-mapped, zero where not present;
     ``presence``: (n, 5) uint8; ``weights``: (n, 5) float32 of each garment's group; ``level``: (n,) float32,
-    what each reaches with anything (``pipeline.background``), or 0 to rank by the score alone; ``garment``:
-    (n,) index within its picture; ``starts``: (m,) first garment of each picture; ``picture``: (m,) ascending
-    numbers of the pictures.
+    what each reaches with anything (``background``), or 0 to rank by the score alone; ``garment``: (n,) index
+    within its picture; ``starts``: (m,) first garment of each picture; ``picture``: (m,) ascending numbers of
+    the pictures.
     """
 
     features: np.ndarray

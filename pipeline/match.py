@@ -278,6 +278,7 @@ class _Job:
     partners of every garment, None: all pairs are compared."""
 
     target: Path
+    device: str
     scoring: str
     mirrored: bool
     region_weights: np.ndarray
@@ -289,7 +290,6 @@ class _Job:
     index_digest: str
     candidates: int
     deeper: int
-    device: str
 
     def block(self, pictures: np.ndarray) -> Block:
         """The garments of these pictures (ascending). Where no picture between them is left out, their
@@ -431,6 +431,7 @@ class Search:
         self.found = sum(self.path(*block).exists() for block in self.blocks)
         self.job = _Job(
             target=self.folder / "vectors",
+            device=chosen.device,
             scoring=chosen.scoring,
             mirrored=chosen.mirrored,
             region_weights=calibration.weights,
@@ -442,7 +443,6 @@ class Search:
             index_digest="" if index_of is None else index_of.require("index"),
             candidates=max(settings.index.candidates, chosen.best_k),
             deeper=1 if settings.index.nprobe else _DEEPER,
-            device=chosen.device,
         )
 
     def path(self, i: int, j: int) -> Path:
