@@ -5,8 +5,8 @@
 
 Matrix rate: float16 products of 8192 × 8192, as torch multiplies them. Kernel: two blocks of synthetic
 garments (as in ``benchmarks/index.py``), 5 regions of 256 numbers, best 20 and all above the thresholds, both
-directions (``pipeline.torch_kernel``); the time of the whole call, features moved to the card before. A pair is
-2,560 operations, three times that with the mirror image. "Known": with what a first pass has found, as the
+directions (``pipeline.torch_kernel``); the time of the whole call, features moved to the card before. A pair
+is 2,560 operations, three times that with the mirror image. "Known": with what a first pass has found, as the
 later blocks of a large catalogue meet it. A smaller pair of blocks is compared with the CPU's kernel too.
 Extraction: the models alone on decoded pictures, and the whole stage with Ray's start, decoding and writing.
 
