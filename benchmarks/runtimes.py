@@ -114,9 +114,9 @@ def main() -> None:
     gains = " and ".join(f"{1 / time - 1:.0%} in {precision}" for precision, time in left.items())
     lines += [
         "",
-        "The two take 38 % and 17 % of the models' time (`EXTRACTION.md`); with all else as it is, OpenVINO would "
-        f"make extraction faster by {gains}. It is not taken: where bfloat16 works, that is less than a second "
-        "runtime beside torch, with a conversion of its own to keep right, is worth.",
+        "The two take 38 % and 17 % of the models' time (`EXTRACTION.md`); with all else as it is, OpenVINO "
+        f"would make extraction faster by {gains}. It is not taken: where bfloat16 works, that is less than "
+        "a second runtime beside torch, with a conversion of its own to keep right, is worth.",
     ]
     text = "\n".join(lines) + "\n"
     if options.out:
