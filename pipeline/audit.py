@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit
 
 from pipeline.calibration import list_threshold, load_calibration
 from pipeline.garment_index import (
@@ -26,16 +28,19 @@ from pipeline.garment_index import (
     open_shards,
 )
 from pipeline.index_manifest import Manifest
+from pipeline.kernel import kind_of
 from pipeline.missed import BEST
 from pipeline.settings import Settings
+from pipeline.sift import coarse_scores, presence_codes, push, weight_table
 from psnet.evaluation.intervals import Estimate, wilson_of_clusters
-from psnet.similarity import compare_block
+from psnet.regions import NUM_REGIONS
+from psnet.similarity import mirrored_presence
 
 _SEED = 0
-# Garments compared at once, with all of the sample: an array of (queries, so many, 5) float32.
+# Garments compared at once, with all of the sample: five planes of (queries, so many) float32.
 _ROWS_AT_ONCE = 4096
 # Half precision rounds each number by 2^-11 at most, a product of two unit vectors by 2^-10; norms likewise.
-_ROUNDING = 2e-3
+_ROUNDING = np.float32(2e-3)
 
 
 def audit(
@@ -145,24 +150,20 @@ def exact_pairs(
         floor: (n,) what the ``BEST``-th best partner reaches at least, which spares comparisons.
     """
     parts = [np.empty((4, 0))]
-    if floor is None:
-        floor = np.full(len(queries), -np.inf, np.float32)
-    names = pictures.to_numpy(zero_copy_only=False)
-    for number, shard in enumerate(index.shards):
-        rows = np.arange(len(shard.vectors)) if allowed is None else allowed[number]
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            there = rows[start : start + _ROWS_AT_ONCE]
-            score, slack = _scores(index, queries, shard, there, scoring)
-            own = shard.vectors.sha256.take(there).to_numpy(zero_copy_only=False)
-            score[names[:, None] == own[None]] = -np.inf
-            if score.shape[1] > BEST:
-                floor = np.maximum(floor, np.partition(score - slack, -BEST, axis=1)[:, -BEST])
-            cut = np.minimum(floor, threshold)
-            query, column = np.nonzero((score + slack >= cut[:, None]) & np.isfinite(score))
-            pair = Candidates(query, np.full(len(query), number), there[column])
-            compared = index.compare(queries, pair, scoring=scoring)
-            values = (compared.query, compared.shard, compared.row, compared.comparison.score)
-            parts.append(np.stack([value.astype(float) for value in values]))
+    if len(queries):
+        asking = _Asking(index, queries, scoring, threshold, floor)
+        for number, shard in enumerate(index.shards):
+            rows = np.arange(len(shard.vectors)) if allowed is None else allowed[number]
+            own = np.asarray(pc.fill_null(pc.index_in(shard.vectors.sha256, value_set=pictures), -1))
+            # Several garments may be of one picture, which is known by its first one.
+            same = np.asarray(pc.index_in(pictures, value_set=pictures))
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                there = rows[start : start + _ROWS_AT_ONCE]
+                query, column = asking.survivors(shard, there, own[there], same)
+                pair = Candidates(query, np.full(len(query), number), there[column])
+                compared = index.compare(queries, pair, scoring=scoring)
+                values = (compared.query, compared.shard, compared.row, compared.comparison.score)
+                parts.append(np.stack([value.astype(float) for value in values]))
     found = np.concatenate(parts, axis=1)
     query = found[0].astype(np.int64)
     order = np.lexsort((found[2], found[1], -found[3], query))
@@ -178,46 +179,114 @@ def exact_pairs(
     )
 
 
-def _scores(
-    index: GarmentIndex, queries: Queries, shard: OpenShard, rows: np.ndarray, scoring: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of all queries with some garments, (n, rows), and what each may be off by, an array of that
-    shape.
+class _Asking:
+    """Queries that meet all garments, tile by tile: which pairs may matter, from reduced vectors.
 
     Region lists hold reduced vectors, a fraction of the work. With u, v what the reduction leaves of two unit
     vectors and r, s what it leaves out, cos = <u, v> + <r, s>, and |<r, s>| <= |r| |s| (Cauchy and Schwarz),
     where |r| = sqrt(1 - |u|²). A score is a mean of cosines, or the greatest of such means: it is off by no
     more than the most that one of them is.
     """
-    # A slice is not copied row by row.
-    whole = len(rows) == rows[-1] - rows[0] + 1
-    at = slice(rows[0], rows[-1] + 1) if whole else rows
-    vectors = shard.vectors
-    slack = np.full((len(queries), len(rows)), _ROUNDING, np.float32)
-    features, plain, flipped = (
-        np.asarray(queries.features, np.float32),
-        vectors.features[at],
-        vectors.mirrored[at],
-    )
-    if shard.lists is not None:
-        features = index.reduce(queries.features)
-        plain, flipped = (half[at] for half in np.split(shard.lists.reduced, 2))
-        slack += _left_out(features)[:, None] * np.maximum(_left_out(plain), _left_out(flipped))
-    score = compare_block(
-        features,
-        queries.presence,
-        plain,
-        vectors.presence[at],
-        queries.weights,
-        mirrored_x=None if queries.mirrored is None else flipped,
-        scoring=scoring,
-    ).score
-    return score, slack
+
+    def __init__(
+        self,
+        index: GarmentIndex,
+        queries: Queries,
+        scoring: str,
+        threshold: float,
+        floor: np.ndarray | None,
+    ) -> None:
+        self._kind = kind_of(scoring, queries.weights)
+        self._mirrored = queries.mirrored is not None
+        self._code = presence_codes(queries.presence, queries.weights)
+        self._weights = weight_table(queries.weights)
+        self._full = _planes(np.asarray(queries.features, np.float32))
+        reduced = index.reduce(queries.features)
+        self._reduced, self._left_out = _planes(reduced), _left_out(reduced)
+        self._threshold = np.float32(threshold)
+        count = len(queries)
+        self._floor = np.full(count, -np.inf, np.float32) if floor is None else floor.astype(np.float32)
+        self._best = np.full((count, BEST), -np.inf, np.float32)
+        self._ones = np.ones((NUM_REGIONS, max(count, _ROWS_AT_ONCE)), np.float32)
+
+    def survivors(
+        self, shard: OpenShard, rows: np.ndarray, own: np.ndarray, same: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Query and place in ``rows`` of the pairs to compare exactly.
+
+        Args:
+            own: (rows,) the first query that shows the garment's picture, -1: none; same: (n,) likewise of
+                the queries.
+        """
+        # A slice is not copied row by row.
+        whole = len(rows) == rows[-1] - rows[0] + 1
+        at = slice(rows[0], rows[-1] + 1) if whole else rows
+        vectors = shard.vectors
+        asking, left_out = self._full, np.zeros(len(self._left_out), np.float32)
+        sides = [vectors.features[at], vectors.mirrored[at]]
+        if shard.lists is not None:
+            asking, left_out = self._reduced, self._left_out
+            sides = [half[at] for half in np.split(shard.lists.reduced, 2)]
+        presence = [vectors.presence[at], mirrored_presence(vectors.presence[at])]
+        score = np.full((len(same), len(rows)), -np.inf, np.float32)
+        lost = np.zeros(len(rows), np.float32)
+        for side, seen in list(zip(sides, presence, strict=True))[: 1 + self._mirrored]:
+            values = np.asarray(side, np.float32)
+            lost = np.maximum(lost, _left_out(values))
+            one = np.empty_like(score)
+            planes = np.matmul(asking, np.ascontiguousarray(np.transpose(values, (1, 2, 0))))
+            code = presence_codes(seen)
+            coarse_scores(
+                self._kind, planes, 0, self._ones, self._code, self._weights, self._ones, code, one
+            )  # fmt: skip
+            np.maximum(score, one, out=score)
+        query, column = np.empty(score.size, np.int32), np.empty(score.size, np.int32)
+        count = _survivors(
+            score, left_out, lost, same, own, self._best, self._floor, self._threshold, query, column
+        )  # fmt: skip
+        return query[:count].astype(np.int64), column[:count].astype(np.int64)
 
 
-def _left_out(reduced: np.ndarray) -> np.ndarray:
-    """The greatest length of what was left out of a garment's regions: (n, 5, d') to (n,). A region of length
-    0 is not there."""
-    length = np.linalg.norm(np.asarray(reduced, np.float32), axis=-1)
-    out: np.ndarray = np.sqrt(np.maximum(np.where(length > 0, 1 - length**2, 0), 0)).max(axis=-1)
+@njit(cache=True, nogil=True)
+def _survivors(  # type: ignore[no-untyped-def]
+    score, left_out_q, left_out_x, same, own, best, floor, threshold, query, column
+):
+    """Pairs whose score may reach the threshold, or be among the best of their query; how many they are.
+
+    Args:
+        score: (n, m) float32, off by what both sides leave out. best: (n, BEST) heaps of what scores are at
+            least; floor: (n,) likewise of the last of the best. query, column: the result.
+    """
+    count = 0
+    for q in range(len(score)):
+        for x in range(len(own)):
+            off = left_out_q[q] * left_out_x[x] + _ROUNDING
+            if score[q, x] - off > best[q, 0] and own[x] != same[q]:
+                push(best, q, score[q, x] - off)
+        cut = min(max(floor[q], best[q, 0]), threshold)
+        for x in range(len(own)):
+            off = left_out_q[q] * left_out_x[x] + _ROUNDING
+            if score[q, x] + off >= cut and own[x] != same[q]:
+                query[count], column[count] = q, x
+                count += 1
+    return count
+
+
+def _planes(features: np.ndarray) -> np.ndarray:
+    """(n, 5, d) to (5, n, d), contiguous."""
+    return np.ascontiguousarray(np.moveaxis(features, 1, 0))
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _left_out(reduced):  # type: ignore[no-untyped-def]
+    """The greatest length of what was left out of a garment's regions: (n, 5, d') float32 to (n,). A region
+    of length 0 is not there."""
+    out = np.zeros(len(reduced), np.float32)
+    for n in range(len(reduced)):
+        for region in range(reduced.shape[1]):
+            length = np.float32(0)
+            for k in range(reduced.shape[2]):
+                length += reduced[n, region, k] * reduced[n, region, k]
+            if length > 0:
+                out[n] = max(out[n], np.sqrt(max(np.float32(1) - length, np.float32(0))))
     return out

@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.background import Garments, background
 from pipeline.calibration import load_calibration
 from pipeline.errors import UserError
 from pipeline.garment_index import Found, Queries, open_index
 from pipeline.index_manifest import indexed_runs
-from pipeline.kernel import Garments, background
 from pipeline.rundir import RunDirectory
 from pipeline.settings import Settings
 from pipeline.vectors import group_codes, weights_of

@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -66,10 +67,11 @@ def crawl(run: RunDirectory, catalogue: pa.Table, settings: Settings) -> None:
         ledger = _Ledger(run.items_path.parent, settings.crawl)
         former = ledger.read()
         locations = list(dict.fromkeys(catalogue["location"].to_pylist()))
+        images_dir = run.images_dir
         outcomes = {
             location: held
             for location in locations
-            if location in former and (held := _held(former[location], run.images_dir, settings.crawl))
+            if location in former and (held := _held(former[location], images_dir, settings.crawl))
         }
         inputs = inputs_digest(
             catalogue_digest(catalogue),
@@ -93,6 +95,29 @@ def crawl(run: RunDirectory, catalogue: pa.Table, settings: Settings) -> None:
             stage.note(
                 locations=len(locations), held_over=held_over, unreadable_dates=unreadable_dates(catalogue)
             )
+
+
+def take_over_fetched(items: pa.Table, run: RunDirectory, settings: Settings) -> None:
+    """Let the crawl of ``run`` know what earlier runs have read, unless it has a ledger of its own: files
+    that have not changed since are not read again.
+
+    Args:
+        items: ITEM_SCHEMA, those with an image; their local copies are the locations to be crawled.
+    """
+    ledger = _Ledger(run.items_path.parent, settings.crawl)
+    if ledger.exists():
+        return
+    location = pa.array([os.path.abspath(path) for path in items["image_path"].to_pylist()], pa.string())
+    distinct = pc.unique(location)
+    first = items.take(pc.index_in(distinct, value_set=location))
+    changed = first["image_mtime_ns"].to_pylist()
+    for row in np.flatnonzero(np.asarray(changed) == 0).tolist():
+        # A stored copy of something remote is named by its contents, and nobody changes it.
+        with contextlib.suppress(OSError):
+            changed[row] = os.stat(distinct[row].as_py()).st_mtime_ns
+    known = {"location": distinct, "image_path": distinct, "image_mtime_ns": changed}
+    columns = [known[name] if name in known else first[name] for name in FETCH_SCHEMA.names]
+    ledger.compact(pa.table(columns, schema=FETCH_SCHEMA))
 
 
 def _fetch_missing(
@@ -246,6 +271,9 @@ class _Ledger:
         self._chunk_items = settings.chunk_items
         # Failures are judged by these caps; under other caps they say nothing.
         self._caps = {b"max_bytes": b"%d" % settings.max_bytes, b"max_pixels": b"%d" % settings.max_pixels}
+
+    def exists(self) -> bool:
+        return self._compact.exists() or bool(self._chunk_files())
 
     def read(self) -> dict[str, Fetched]:
         former: dict[str, Fetched] = {}

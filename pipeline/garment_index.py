@@ -34,6 +34,8 @@ from psnet.similarity import Comparison, compare, mirrored_presence
 
 _QUERIES_AT_ONCE = 128
 _COMPARED_AT_ONCE = 4096
+# FAISS's kernels on GPUs give no more; a longer list is a CPU's work.
+_MOST_FROM_GPU = 2048
 # Regions that must agree, see psnet.similarity.best_regions_score.
 _KEPT = 3
 # The reduction and lossy codes put near neighbours out of order; so many times more are fetched and compared.
@@ -122,10 +124,11 @@ class OpenShard:
                 # rest.
                 index = faiss.read_index(f"{target}.faiss", faiss.IO_FLAG_MMAP_IFC)
                 width, held, expected = index.d, index.ntotal, template.whole_vectors.d
-                opened = cls(vectors, index, _on_gpu(index))
                 inverted = faiss.try_extract_index_ivf(index)
                 if inverted is not None:
                     inverted.nprobe = nprobe
+                # The copy takes over how many lists are looked into.
+                opened = cls(vectors, index, _on_gpu(index))
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[-150:]
             raise UserError(f"{target}: is damaged ({reason}); run `psnet index` again") from None
@@ -407,7 +410,7 @@ def _search_shard(
     index: Any = shard.index
     if rows is not None and rows.all:
         rows = None
-    if shard.on_gpu is not None and rows is None:
+    if shard.on_gpu is not None and rows is None and count <= _MOST_FROM_GPU:
         on_gpu: Any = shard.on_gpu
         found: tuple[np.ndarray, np.ndarray] = on_gpu.search(vectors, count)
         return found

@@ -45,7 +45,6 @@ from pipeline.sift import (
     Side,
     coarse_scores,
     collect,
-    columns_of_rank,
     kth_lower_bounds,
     mark,
     presence_codes,
@@ -53,16 +52,8 @@ from pipeline.sift import (
     refine,
     weight_table,
 )
-from psnet.regions import NUM_REGIONS, Presence
-from psnet.similarity import (
-    SCORINGS,
-    block_cosines,
-    compare,
-    level_rank,
-    mirrored_presence,
-    normalise,
-    room_above,
-)
+from psnet.regions import NUM_REGIONS
+from psnet.similarity import compare, mirrored_presence, normalise, room_above
 
 MARGIN = np.float32(2e-5)
 """Above the rounding of a float32 product of two unit vectors of 256 numbers (about 1e-6), for either order
@@ -74,8 +65,6 @@ _TILE_ROWS = 1024
 _TILE_COLUMNS = 512
 # Pairs compared at once; three gathered arrays of (pairs, 5, d) float32.
 _RESCORED_AT_ONCE = 1024
-# Garments whose cosines with the sample are looked at together, five planes of float32.
-_LEVEL_ROWS = 128
 # Pictures that a query meets first, see ``_seed``.
 _SEEDS = 1024
 # Candidates held before those that cannot win are thrown out, 13 bytes each.
@@ -265,7 +254,7 @@ def best_pairs(
 
     Memory O(codes + pairs kept).
     """
-    kind = _kind(scoring, np.concatenate([rows.weights, columns.weights]))
+    kind = kind_of(scoring, np.concatenate([rows.weights, columns.weights]))
     if kind != SAME_WEIGHTS and columns is not rows and column_floors is not None:
         # The two sides score a pair differently: each asks for itself.
         forward = _BlockSearch(rows, columns, wanted, row_floors, None, slack, kind, mirrored)
@@ -275,14 +264,15 @@ def best_pairs(
     return search.to_rows.kept(), None if column_floors is None else search.to_columns.kept()
 
 
-def _kind(scoring: str, weights: np.ndarray) -> int:
+def kind_of(scoring: str, weights: np.ndarray) -> int:
+    """How the compiled loops have to score queries of these weights, (n, 5): see ``pipeline.sift``."""
     if scoring == "weighted":
         return WEIGHTED
     alike = bool((weights == weights.ravel()[:1]).all()) and bool((weights > 0).all())
     return SAME_WEIGHTS if alike else BEST_REGIONS
 
 
-class _Queries:
+class Asking:
     """One block as the side that asks: what it has found."""
 
     def __init__(self, block: Block, wanted: Wanted, floors: Floors, slack: float) -> None:
@@ -353,10 +343,10 @@ class _BlockSearch:
         self._rows, self._columns, self._kind, self._mirrored = rows, columns, kind, mirrored
         self._same = columns is rows
         self._both = column_floors is not None or (self._same and kind == SAME_WEIGHTS)
-        self.to_rows = self.to_columns = _Queries(rows, wanted, row_floors, slack)
+        self.to_rows = self.to_columns = Asking(rows, wanted, row_floors, slack)
         if not self._same:
             none = np.full(len(columns), np.inf, np.float32)
-            self.to_columns = _Queries(columns, wanted, column_floors or Floors(none, none), slack)
+            self.to_columns = Asking(columns, wanted, column_floors or Floors(none, none), slack)
         codes = [rows.codes, columns.codes]
         if mirrored:
             codes += [rows.mirrored_codes, columns.mirrored_codes]
@@ -373,8 +363,8 @@ class _BlockSearch:
             self._right_turned = self._part(columns.mirrored_codes, to_columns.code_mirrored)
         # Twice the bound of a usual pair: so far apart are the most and the least that it may be worth.
         self._ahead = np.float32(2 * (self._left.error.mean() + self._right.error.mean()))
-        height = max((stop - start for start, stop in _tiles(rows, _TILE_ROWS)), default=0)
-        width = max((stop - start for start, stop in _tiles(columns, _TILE_COLUMNS)), default=0)
+        height = max((stop - start for start, stop in tiles(rows, _TILE_ROWS)), default=0)
+        width = max((stop - start for start, stop in tiles(columns, _TILE_COLUMNS)), default=0)
         # Runs that begin elsewhere may be as long as two of them.
         width = 2 * max(width, height) if self._same else width
         self._products = torch.empty(NUM_REGIONS * height * width, dtype=torch.int32)
@@ -426,14 +416,14 @@ class _BlockSearch:
 
     def run(self) -> _BlockSearch:
         self._seed()
-        for start, stop in _tiles(self._rows, _TILE_ROWS):
+        for start, stop in tiles(self._rows, _TILE_ROWS):
             if self._same and self._both:
                 # Half of the tiles hold every pair; on the diagonal both of its orders stand in the tile.
                 self._tile(start, stop, start, stop, both=False)
-                for first, last in _tiles(self._columns, _TILE_COLUMNS, stop):
+                for first, last in tiles(self._columns, _TILE_COLUMNS, stop):
                     self._tile(start, stop, first, last, both=True)
             else:
-                for first, last in _tiles(self._columns, _TILE_COLUMNS):
+                for first, last in tiles(self._columns, _TILE_COLUMNS):
                     self._tile(start, stop, first, last, both=self._both)
             self._refine()
         return self
@@ -509,7 +499,7 @@ class _Part(NamedTuple):
     code: np.ndarray
 
 
-def _tiles(block: Block, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
+def tiles(block: Block, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
     """Runs of ``size`` garments or fewer that end between pictures, from ``start`` on; a picture of more
     garments is a run of its own."""
     stops = np.append(block.starts[1:], len(block.garment))
@@ -608,76 +598,3 @@ def _garment_pairs(
     q = queries.starts[query][pair] + within // count_x[pair]
     x = others.starts[match][pair] + within % count_x[pair]
     return pair, q, x
-
-
-@dataclass(frozen=True)
-class Garments:
-    """Garments without an order among them: n-long arrays as in ``Block``, ``picture`` of each garment."""
-
-    features: np.ndarray
-    presence: np.ndarray
-    weights: np.ndarray
-    picture: np.ndarray
-
-
-def background(
-    garments: Garments, sample: Garments, quantile: float, *, scoring: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """What garments reach with others that have nothing to do with them.
-
-    The level of a garment is a high quantile of its scores against the sample: generic designs score high
-    with everything. (Copy detection subtracts such a level: Pizzi et al., "A Self-Supervised Descriptor for
-    Image Copy Detection", CVPR 2022.) A region is distinctive when even its nearest looks in the
-    sample are far.
-
-    Args:
-        sample: not compared with garments of the same picture.
-        quantile: e.g. 0.99; in a small sample at most the tenth greatest value is taken, since the greatest
-            may be copies.
-
-    Returns:
-        level: (n,) float32, 0 where nothing can be compared. distinctiveness: (n, 5) float32, 1 - quantile of
-        the cosine; NaN where the region is not present here, or in none of the sample.
-    """
-    count = len(garments.picture)
-    level = np.zeros(count, np.float32)
-    distinctiveness = np.full(garments.presence.shape, np.nan, np.float32)
-    features, others = _planes(garments.features), _planes(sample.features)
-    for start in range(0, count, _LEVEL_ROWS):
-        at = slice(start, start + _LEVEL_ROWS)
-        cos, comparable = block_cosines(features[at], garments.presence[at], others, sample.presence)
-        stranger = garments.picture[at, None] != sample.picture[None]
-        scores = SCORINGS[scoring](cos, comparable, garments.weights[at, None])
-        rows, chosen = _quantile(scores, stranger, quantile)
-        # Quantiles are among the values; they are computed again so that nothing depends on the shape of the
-        # product.
-        level[start + rows] = compare(
-            garments.features[start + rows],
-            garments.presence[start + rows],
-            sample.features[chosen],
-            sample.presence[chosen],
-            garments.weights[start + rows],
-            scoring=scoring,
-        ).score
-        both = (garments.presence[at] == Presence.PRESENT)[:, None] & (sample.presence == Presence.PRESENT)
-        for region in range(NUM_REGIONS):
-            rows, chosen = _quantile(cos[..., region], both[..., region] & stranger, quantile)
-            rows += start
-            distinctiveness[rows, region] = 1 - np.einsum(
-                "nd,nd->n", garments.features[rows, region], sample.features[chosen, region]
-            )
-    return level, distinctiveness
-
-
-def _planes(features: np.ndarray) -> np.ndarray:
-    """(n, 5, d) whose regions are contiguous matrices, as the product wants them."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(features, 1, 0)), 0, 1)
-
-
-def _quantile(values: np.ndarray, usable: np.ndarray, quantile: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with a usable value, and for each the column of its quantile (the lower of two neighbours, and at
-    most the ``LEAST_ABOVE``-th greatest)."""
-    count = usable.sum(1)
-    rows = np.flatnonzero(count)
-    rank = count[rows] - level_rank(count[rows], quantile)
-    return rows, columns_of_rank(np.ascontiguousarray(values[rows]), usable[rows], rank)

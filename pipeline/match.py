@@ -37,6 +37,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from threadpoolctl import threadpool_limits
 
+from pipeline.background import Garments, background
 from pipeline.calibration import list_threshold, load_calibration
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 from pipeline.extract import garment_shards
 from pipeline.half import rows_as_float32
 from pipeline.index_manifest import Manifest
@@ -56,11 +59,9 @@ from pipeline.kernel import (
     Block,
     Candidates,
     Floors,
-    Garments,
     Kept,
     Pairs,
     Wanted,
-    background,
     best_pairs,
     prune,
     rescore,
@@ -83,6 +84,7 @@ from pipeline.vectors import (
     write_vectors,
 )
 from psnet.config import digest
+from psnet.device import resolve_device
 from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.similarity import normalise
 from psnet.verdict import CHANGED, IDENTICAL, RELATIONS, STATES, Calibration, judge
@@ -95,8 +97,12 @@ BACKGROUND_FILE = "background.parquet"
 
 # Garments in one task for their levels. No setting: nothing that shapes a product may differ between runs.
 _LEVELS_AT_ONCE = 4096
+# Of a sweep's few originals a block holds so many times as many partners, as long as there are no more pairs.
+_WIDEST = 8
 # The usual lists hold all copies; a garment's twenty best, most of them strangers, want more (0.99 of them).
 _DEEPER = 4
+# Tasks that share a GPU: one moves its pairs while another multiplies.
+_GPUS_PER_TASK = 0.5
 # A task that loses its worker (killed, out of memory) is tried elsewhere this often.
 _TASK_RETRIES = 5
 
@@ -110,7 +116,8 @@ def match(run: RunDirectory, settings: Settings) -> None:
     """The partners of every item: RUN/pairs.parquet. In a sweep, those of the originals.
 
     Raises:
-        UserError: the extraction is not done, or the weights cannot be used.
+        UserError: the extraction is not done, the weights cannot be used, or there is no GPU of those asked
+            for.
         RunError: workers keep dying, or the disk is full. Finished blocks stay.
     """
     shards = garment_shards(run)
@@ -271,6 +278,7 @@ class _Job:
     partners of every garment, None: all pairs are compared."""
 
     target: Path
+    device: str
     scoring: str
     mirrored: bool
     region_weights: np.ndarray
@@ -330,8 +338,9 @@ class _Job:
         return rounding_slack(level, level)
 
 
-# The blocks that a worker has seen last, with their codes: the next task has one of them, as a rule.
-_BLOCKS_AT_HAND = 3
+BLOCKS_AT_HAND = 3
+"""The blocks that a worker has seen last, with their codes: the next task has one of them, as a rule."""
+
 _at_hand: OrderedDict[tuple[Path, bytes], Block] = OrderedDict()
 
 
@@ -339,7 +348,7 @@ def _block_at_hand(job: _Job, pictures: np.ndarray) -> Block:
     key = job.target, pictures.tobytes()
     block = _at_hand.pop(key, None) or job.block(pictures)
     _at_hand[key] = block
-    while len(_at_hand) > _BLOCKS_AT_HAND:
+    while len(_at_hand) > BLOCKS_AT_HAND:
         _at_hand.popitem(last=False)
     return block
 
@@ -402,7 +411,8 @@ class Search:
         self._settings = settings
         queries, partners = np.flatnonzero(sides.queries.count), np.flatnonzero(sides.partners.count)
         self._rows = _slices(queries, chosen.block_size)
-        self._columns = _slices(partners, chosen.block_size)
+        wider = 1 if sides.symmetric else min(_WIDEST, chosen.block_size // max(len(queries), 1))
+        self._columns = _slices(partners, chosen.block_size * max(wider, 1))
         self.blocks = [
             (i, j)
             for i in range(len(self._rows))
@@ -421,6 +431,7 @@ class Search:
         self.found = sum(self.path(*block).exists() for block in self.blocks)
         self.job = _Job(
             target=self.folder / "vectors",
+            device=chosen.device,
             scoring=chosen.scoring,
             mirrored=chosen.mirrored,
             region_weights=calibration.weights,
@@ -466,8 +477,12 @@ class Search:
         with track(len(missing), "match", "blocks") as progress:
             if len(missing) <= 1:
                 # A start of Ray costs more than one block.
-                self._commit_levels(_compute_levels(self.job, rows) for rows in self._level_parts())
+                cpus = self._settings.ray.num_cpus or len(os.sched_getaffinity(0))
+                with threadpool_limits(1), ThreadPoolExecutor(cpus) as pool:
+                    level_of = functools.partial(_compute_levels, self.job)
+                    self._commit_levels(pool.map(level_of, self._level_parts()))
             if len(missing) <= 1:
+                _has_gpu(self.job.device, torch.cuda.device_count())
                 for block in missing:
                     _compute_block(*self._task(block, known))
                     progress.advance()
@@ -539,6 +554,8 @@ class Search:
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
         with _on_ray(self._settings) as (ray, as_task):
             compute, level_of = as_task(_compute_block), as_task(_compute_levels)
+            if self.job.index_of is None and _has_gpu(self.job.device, ray.cluster_resources().get("GPU", 0)):
+                compute = compute.options(num_gpus=_GPUS_PER_TASK)
             job = ray.put(self.job)
             self._commit_levels(ray.get([level_of.remote(job, rows) for rows in self._level_parts()]))
 
@@ -591,6 +608,17 @@ def _in_turn(ray: Any, tasks: Iterable[tuple[Any, Callable[[], Any]]]) -> Iterat
         yield name
 
 
+def _has_gpu(device: str, gpus: float) -> bool:
+    """Whether blocks are to be compared on a GPU.
+
+    Raises:
+        UserError: they are, and there is none.
+    """
+    if device == "cuda" and not gpus:
+        raise UserError("match.device: is cuda, and there is no GPU; set it to auto or cpu")
+    return device != "cpu" and gpus > 0
+
+
 def _place_on_curve(i: int, j: int) -> int:
     """Of a block of pairs, on Morton's curve: the bits of i and j in turn."""
     return sum((i >> bit & 1) << (2 * bit + 1) | (j >> bit & 1) << (2 * bit) for bit in range(32))
@@ -615,8 +643,11 @@ def _compute_block(
         return
     left = _block_at_hand(job, rows)
     right = left if np.array_equal(rows, columns) else _block_at_hand(job, columns)
+    search = best_pairs
+    if resolve_device(job.device).type == "cuda":
+        from pipeline.torch_kernel import best_pairs as search
     with threadpool_limits(1):
-        found = best_pairs(
+        found = search(
             left,
             right,
             job.wanted,
@@ -670,7 +701,7 @@ def _opened_index(path: Path, digest: str) -> GarmentIndex:
 
 
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The task: level and distinctiveness of some garments, see ``pipeline.kernel.background``."""
+    """The task: level and distinctiveness of some garments, see ``pipeline.background``."""
     sample = job.garments(job.sample)
     with threadpool_limits(1):  # OpenBLAS loses four fifths of its speed at splitting a tile's small products
         return background(job.garments(rows), sample, job.quantile, scoring=job.scoring)

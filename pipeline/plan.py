@@ -3,8 +3,10 @@
     sample ─ crawl, model, kernel, index: measured here ─▶ rates ─▶ this machine or a described cluster ─▶
     stages
 
-The arithmetic is that of the stages: crawl and extract grow with the images, index with the garments, match
-with the pairs of garments. What is assumed stands beside the constants. A plan can be stored in the run
+The arithmetic is that of the stages: crawl and extract grow with the images, index with the garments. Match
+has two terms: every pair costs its product, every garment what it takes to find its best among those that
+come by, of which the second shows in small catalogues (``benchmarks/SCALING.md``); then each listed pair is
+compared. What is assumed stands beside the constants. A plan can be stored in the run
 directory that the scan will use; the record of every stage then says what was predicted
 (``pipeline.rundir``).
 """
@@ -23,12 +25,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
+from pipeline.background import Garments, background
 from pipeline.calibration import load_calibration
 from pipeline.crawl import crawl
 from pipeline.errors import UserError
 from pipeline.index_template import machine_memory, plan_index, train_template
-from pipeline.kernel import Block, Floors, Garments, Wanted, background, best_pairs, rounding_slack
+from pipeline.kernel import Block, Floors, Wanted, best_pairs, rescore, rounding_slack
+from pipeline.match import BLOCKS_AT_HAND
 from pipeline.progress import track
 from pipeline.rundir import STAGES, RunDirectory
 from pipeline.settings import IndexSettings, Settings
@@ -42,11 +47,16 @@ _FEWEST = 4
 # Shares of the budget; the rest is for loading the model.
 _MODEL_SHARE, _PAIRS_SHARE = 0.5, 0.25
 _KERNEL_GARMENTS = 2048
+_COMPARED = 4096
+# Dimensions of a region that carry its look, and how their extents fall: 91 % of energy in the first half.
+_LATENT, _DECAY = 32, 0.88
 _SEED = 0
 # Of what its processes reach one by one a machine loses so much to their common memory and decoding.
 _TOGETHER = 0.9
 # Seconds to start Ray and the model on a node, once for extract and once more for match.
 _START_S = 15.0
+# Seconds to load FAISS, and the compiled loops of the pair search.
+_INDEX_START_S, _MATCH_START_S = 0.3, 1.0
 # Bytes a garment, from the schemas: parquet of features and boxes (compressed by the zeros of absent regions
 # at most); uncompressed vectors, twice five regions of d numbers in float16.
 _GARMENT_BYTES_BESIDE_FEATURES = 300
@@ -60,8 +70,12 @@ _SUSPECT_S = 0.01
 # An extraction process with its model, see ``pipeline.extract``; the driver and Ray's own processes.
 _ACTOR_BYTES = 1.5 * 2**30
 _BASE_BYTES = 1.5 * 2**30
-# Bytes that the driver holds per picture: its best scores so far, its names.
+# Bytes that the driver holds per picture: its names, where its garments are.
 _PICTURE_BYTES = 200
+# A worker of the pair search before it has seen a block; bytes per garment of one beside its codes: scales,
+# weights, presence.
+_WORKER_BYTES = 0.4 * 2**30
+_SIDE_BYTES = 400
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,9 @@ class Rates:
 
     ``images``: per second by the model; ``garments_per_image``; ``fetched``: images a second, all of crawl's
     workers together; ``image_bytes``: mean size; ``remote``: share of images that crawl has to store;
-    ``pairs``: of garments, a second; ``levels``: garments a second; ``indexed``: garments a second.
+    ``pairs``: of garments, a second, when what they have to beat is known; ``searched``: garments a second,
+    what each costs on top until that is known; ``compared``: pairs a second, exactly; ``levels``,
+    ``indexed``: garments a second.
     """
 
     sampled: int
@@ -116,6 +132,8 @@ class Rates:
     image_bytes: float
     remote: float
     pairs: float
+    searched: float
+    compared: float
     levels: float
     indexed: float
     feature_dim: int
@@ -221,7 +239,8 @@ def calibrate(catalogue: pa.Table, settings: Settings, seconds: float) -> Rates:
             usable["image_path"].to_pylist(), settings, _MODEL_SHARE * seconds
         )
         progress.advance()
-        pairs, levels, indexed = _pair_rates(dim, settings, _PAIRS_SHARE * seconds)
+        with threadpool_limits(1):
+            pair_rates = _pair_rates(dim, settings, _PAIRS_SHARE * seconds)
         progress.advance()
     local = np.asarray(pc.starts_with(usable["image_path"], folder))
     return Rates(
@@ -232,10 +251,8 @@ def calibrate(catalogue: pa.Table, settings: Settings, seconds: float) -> Rates:
         fetched=fetched,
         image_bytes=float(np.mean(usable["image_bytes"].to_numpy())),
         remote=float(local.mean()),
-        pairs=pairs,
-        levels=levels,
-        indexed=indexed,
         feature_dim=dim,
+        **pair_rates,
     )
 
 
@@ -279,26 +296,27 @@ def _predict(predictor: Any, paths: list[str], limits: dict[str, int]) -> int:
     return sum(len(found) for found in predictor.predict(pictures))
 
 
-def _pair_rates(dim: int, settings: Settings, seconds: float) -> tuple[float, float, float]:
-    """Pairs compared, levels taken and garments indexed a second by one process, on synthetic garments."""
+def _pair_rates(dim: int, settings: Settings, seconds: float) -> dict[str, float]:
+    """What ``Rates`` says of garments and pairs, on synthetic garments and one thread."""
     calibration, chosen = load_calibration(settings), settings.match
     rows, columns = (_synthetic_block(dim, seed, calibration.weights) for seed in (1, 2))
     thresholds = calibration.suspect_threshold, calibration.normalised_threshold
     wanted = Wanted(chosen.best_k, *thresholds, max(chosen.best_k, chosen.max_pairs_per_item))
-    none = np.full(_KERNEL_GARMENTS, -np.inf, np.float32)
-    floors = Floors(none, none)
+    nothing, everything = (np.full(_KERNEL_GARMENTS, value, np.float32) for value in (-np.inf, np.inf))
+    options: dict[str, Any] = {"scoring": chosen.scoring, "mirrored": chosen.mirrored}
+    slack = rounding_slack(rows.level, columns.level)
+
+    def search() -> None:
+        best_pairs(rows, rows, wanted, Floors(nothing, nothing), slack=slack, **options)
+
+    def pass_by() -> None:
+        beaten = Floors(everything, everything)
+        best_pairs(rows, columns, wanted, beaten, beaten, slack=slack, **options)
+
+    chance = np.random.default_rng(_SEED).integers(_KERNEL_GARMENTS, size=(2, _COMPARED))
 
     def compare() -> None:
-        best_pairs(
-            rows,
-            columns,
-            wanted,
-            floors,
-            floors,
-            slack=rounding_slack(rows.level, columns.level),
-            scoring=chosen.scoring,
-            mirrored=chosen.mirrored,
-        )
+        rescore(rows, columns, *chance, **options)
 
     def take_levels() -> None:
         garments, sample = (
@@ -320,11 +338,17 @@ def _pair_rates(dim: int, settings: Settings, seconds: float) -> tuple[float, fl
             (Path(folder) / "features").write_bytes(features.tobytes() + rows.mirrored.tobytes())
             template.whole_vectors.add(template.rows(features))
 
-    return (
-        _KERNEL_GARMENTS**2 / _seconds(compare, seconds / 2),
-        _KERNEL_GARMENTS / _seconds(take_levels, seconds / 4),
-        _KERNEL_GARMENTS / _seconds(fill, seconds / 4),
-    )
+    share = seconds / 5
+    pairs = _KERNEL_GARMENTS**2 / _seconds(pass_by, share)
+    # Of a block with itself every pair is looked at once.
+    searching = _seconds(search, share) - _KERNEL_GARMENTS**2 / 2 / pairs
+    return {
+        "pairs": pairs,
+        "searched": _KERNEL_GARMENTS / max(searching, 1e-6),
+        "compared": _COMPARED / _seconds(compare, share),
+        "levels": _KERNEL_GARMENTS / _seconds(take_levels, share),
+        "indexed": _KERNEL_GARMENTS / _seconds(fill, share),
+    }
 
 
 def _seconds(work: Any, budget: float) -> float:
@@ -339,13 +363,15 @@ def _seconds(work: Any, budget: float) -> float:
 
 
 def _synthetic_block(dim: int, seed: int, region_weights: np.ndarray) -> Block:
-    """Garments around common looks, a picture each."""
-    rng = np.random.default_rng(seed)
-    count = _KERNEL_GARMENTS
-    looks = np.random.default_rng(_SEED).standard_normal((64, NUM_REGIONS, dim))
-    features = 0.7 * looks[rng.integers(len(looks), size=count)] + 0.7 * rng.standard_normal(
-        (count, NUM_REGIONS, dim)
-    )
+    """Garments around common looks, a picture each. As in the shipped model's features few dimensions hold
+    nearly all of a region's look; how near strangers come decides how many pairs need a closer look."""
+    rng, common = np.random.default_rng(seed), np.random.default_rng(_SEED)
+    count, latent = _KERNEL_GARMENTS, min(_LATENT, dim)
+    axes = np.linalg.qr(common.standard_normal((NUM_REGIONS, dim, latent)))[0]
+    looks = common.standard_normal((count // 8, NUM_REGIONS, latent))
+    own = rng.standard_normal((count, NUM_REGIONS, latent))
+    drawn = (0.65 * looks[rng.integers(len(looks), size=count)] + 0.75 * own) * _DECAY ** np.arange(latent)
+    features = np.einsum("nrl,rdl->nrd", drawn, axes)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     features = features.astype(np.float16)
     return Block(
@@ -372,16 +398,23 @@ def predict(
     together = _TOGETHER if cluster.cpus_per_node > 1 else 1
     cores = cluster.nodes * cluster.cpus_per_node * cluster.speed * together
     gpus = cluster.nodes * cluster.gpus_per_node
-    by_model, by_kernel = cores * rates.images, cores * rates.pairs
+    by_model = cores * rates.images
     if gpus and cluster.images_per_gpu_second:
         by_model = gpus * cluster.images_per_gpu_second
+    block = settings.match.block_size
+    blocks = math.ceil(images / block)
+    # A single block is compared by the driver alone.
+    busy = min(cores, blocks * (blocks + 1) / 2 * cluster.speed)
+    searching = garments * _records(garments, settings) / _records(_KERNEL_GARMENTS, settings)
+    scan = (searching / rates.searched + garments**2 / 2 / rates.pairs) / busy
     if gpus and cluster.pairs_per_gpu_second:
-        by_kernel = gpus * cluster.pairs_per_gpu_second
+        scan = garments**2 / 2 / (gpus * cluster.pairs_per_gpu_second)
     vectors = 4 * NUM_REGIONS * rates.feature_dim * garments
     actors = cluster.gpus_per_node or cluster.cpus_per_node
-    block = settings.match.block_size
-    # Two blocks of float32 features, plain and flipped, and their planes.
-    in_block = min(block, garments) * 24 * NUM_REGIONS * rates.feature_dim
+    # Eight-bit codes, plain and flipped, of the blocks that a worker keeps; the best of their pictures.
+    of_garment = 2 * NUM_REGIONS * rates.feature_dim + _SIDE_BYTES + 8 * settings.match.best_k
+    in_worker = _WORKER_BYTES + BLOCKS_AT_HAND * min(block, images) * garments / max(images, 1) * of_garment
+    workers = min(cluster.cpus_per_node, blocks * (blocks + 1) / 2)
     pairs_listed = items * settings.match.best_k
     driver = _BASE_BYTES + items * _PICTURE_BYTES
     held = images * 4 * (settings.match.best_k + settings.match.max_pairs_per_item)
@@ -399,15 +432,16 @@ def predict(
             vectors + garments * _GARMENT_BYTES_BESIDE_FEATURES,
         ),
         "index": StagePlan(
-            garments / (rates.indexed * cores),
+            _INDEX_START_S + garments / (rates.indexed * cores),
             driver + index.training * NUM_REGIONS * rates.feature_dim * 6,
             vectors + garments * NUM_REGIONS * (2 * numbers + 4),
         ),
         "match": StagePlan(
-            (_START_S if garments > block else 0)
+            (_START_S if blocks > 1 else _MATCH_START_S)
             + garments / (rates.levels * cores)
-            + garments**2 / 2 / by_kernel,
-            driver + store + held + cluster.cpus_per_node * in_block,
+            + scan
+            + pairs_listed / (rates.compared * (cores if blocks > 1 else cluster.speed)),
+            driver + store + held + workers * in_worker,
             pairs_listed * _PAIR_BYTES * 2,
         ),
         "judge": StagePlan(pairs_listed / 5e6, driver + pairs_listed * 50, suspects * 1000),
@@ -431,6 +465,13 @@ def predict(
         round(prices.node_hour[cluster.node] * cluster.nodes * hours, 4),
         round(prices.storage_gb_month * plan.disk / 1e9, 4),
     )
+
+
+def _records(partners: float, settings: Settings) -> float:
+    """How many of so many partners are among the best k of those before them, when they come in any order:
+    k, then one in i / k of the i-th."""
+    best_k = settings.match.best_k
+    return min(best_k, partners) + best_k * math.log(max(partners / best_k, 1))
 
 
 def in_words(plan: Plan) -> str:

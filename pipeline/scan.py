@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.catalogue import catalogue_digest, read_catalogue
-from pipeline.crawl import crawl
+from pipeline.crawl import crawl, take_over_fetched
 from pipeline.errors import UserError
 from pipeline.extract import extract
 from pipeline.index import build_index
@@ -63,6 +63,8 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
         pq.write_table(queries.select(["item_id"]), run.queries_path)
         for source in sources:
             take_over(source, run)
+        if sources:
+            take_over_fetched(pa.concat_tables([_items(source) for source in sources]), run, settings)
         crawl(run, items, settings)
         _screen(run, settings)
     return run
@@ -100,10 +102,15 @@ def _all_items(runs: Sequence[RunDirectory]) -> pa.Table:
     return items
 
 
-def _fetched_items(run: RunDirectory) -> pa.Table:
-    """The items of ``run`` whose image is at hand, as a catalogue of local files."""
+def _items(run: RunDirectory) -> pa.Table:
+    """The items of ``run`` whose image is at hand, ITEM_SCHEMA."""
     items = pq.read_table(run.items_path)
-    items = items.filter(pc.equal(items["status"], "ok"))
+    return items.filter(pc.equal(items["status"], "ok"))
+
+
+def _fetched_items(run: RunDirectory) -> pa.Table:
+    """The same as a catalogue of local files."""
+    items = _items(run)
     locations = pa.array([os.path.abspath(path) for path in items["image_path"].to_pylist()], pa.string())
     columns = [items[name] if name in items.column_names else locations for name in CATALOGUE_SCHEMA.names]
     return pa.table(columns, schema=CATALOGUE_SCHEMA)

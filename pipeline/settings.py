@@ -91,6 +91,7 @@ class MatchSettings:
     background_size: int = bounded(1000, 0, 100_000)
     background_quantile: float = bounded(0.99, 0.0, 1.0)
     block_size: int = bounded(16384, 16, result=False)
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"result": False})
 
 
 @dataclass(frozen=True)

@@ -404,26 +404,6 @@ def kth_lower_bounds(  # type: ignore[no-untyped-def]
         bounds[i] = heap[0, 0]
 
 
-@njit(cache=True, nogil=True)
-def columns_of_rank(values, usable, rank):  # type: ignore[no-untyped-def]
-    """For each row the first column of its ``rank``-th greatest usable value.
-
-    Args:
-        values: (n, m) float32; usable: (n, m) bool; rank: (n,) from 1 to the number of usable ones.
-    """
-    columns = np.empty(len(values), np.int64)
-    for row in range(len(values)):
-        heap = np.full((1, rank[row]), -np.inf, np.float32)
-        for column in range(values.shape[1]):
-            if usable[row, column]:
-                push(heap, 0, values[row, column])
-        for column in range(values.shape[1]):
-            if usable[row, column] and values[row, column] == heap[0, 0]:
-                columns[row] = column
-                break
-    return columns
-
-
 # Below, arrays are named one by one: handing a ``Side`` on would count references to all of its arrays, which
 # takes longer than the work.
 

@@ -71,10 +71,11 @@ def narrowed(
 
 def _rows_of(index: GarmentIndex, pictures: pa.Array) -> list[np.ndarray]:
     """Per shard the rows that show one of these pictures."""
-    return [
-        np.flatnonzero(np.asarray(pc.is_in(shard.vectors.sha256, value_set=pictures)))
-        for shard in index.shards
-    ]
+    # Asked once for all shards: the set of pictures may be as large as the index.
+    names = pa.concat_arrays([shard.vectors.sha256 for shard in index.shards])
+    is_in = np.asarray(pc.is_in(names, value_set=pictures))
+    ends = np.cumsum([len(shard.vectors) for shard in index.shards])
+    return [np.flatnonzero(part) for part in np.split(is_in, ends[:-1])]
 
 
 def _pictures(index: GarmentIndex, shard: np.ndarray, row: np.ndarray) -> list[pa.Array]:

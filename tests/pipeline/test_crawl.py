@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.catalogue import read_catalogue
-from pipeline.crawl import crawl
+from pipeline.crawl import crawl, take_over_fetched
 from pipeline.errors import RunError
 from pipeline.rundir import RunDirectory
 from pipeline.schema import ITEM_SCHEMA
@@ -108,6 +108,31 @@ def test_a_replaced_picture_is_noticed(tmp_path: Path, make_jpeg: MakeJpeg) -> N
     os.utime(path)  # touched, not changed: read again, and no later stage has to run
     _, touched = run_crawl(tmp_path, catalogue)
     assert not touched["skipped"] and touched["output_digest"] == third["output_digest"]
+
+
+def test_another_run_reads_only_what_has_changed_since(
+    shop: Any, tmp_path: Path, make_jpeg: MakeJpeg
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(make_jpeg(number))
+    rows, _ = run_crawl(
+        tmp_path, write_catalogue(tmp_path, ["0.jpg", "1.jpg", f"{shop.url}/image/2", "0.jpg"])
+    )
+    (tmp_path / "1.jpg").write_bytes(make_jpeg(7))
+    other = RunDirectory(tmp_path / "other")
+    earlier = pq.read_table(tmp_path / "run" / "items" / "items.parquet")
+    take_over_fetched(earlier, other, Settings(crawl=QUICK))
+    copies = write_catalogue(tmp_path, [*dict.fromkeys(row["image_path"] for row in rows), "2.jpg"])
+    crawl(other, copies, Settings(crawl=QUICK))
+    record = other.stage_record("crawl")
+    assert (record["locations"], record["held_over"]) == (4, 2)
+    found = pq.read_table(other.items_path)["image_sha256"].to_pylist()
+    before = [row["image_sha256"] for row in rows]
+    assert [found[0], found[2]] == [before[0], before[2]] and found[1] not in before
+    # What the run knows by itself counts for more.
+    take_over_fetched(earlier.slice(0, 0), other, Settings(crawl=QUICK))
+    crawl(other, copies, Settings(crawl=QUICK))
+    assert "crawl" in other.finished_before
 
 
 def test_failures_that_may_pass_are_tried_again(shop: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,14 +17,14 @@ import pytest
 from pipeline.cli import run_command
 from pipeline.errors import UserError
 from pipeline.extract import write_shard
-from pipeline.garment_index import Queries, masked_queries, open_index
+from pipeline.garment_index import GarmentIndex, Queries, as_queries, masked_queries, open_index
 from pipeline.index import build_index
 from pipeline.index_manifest import File, Manifest
 from pipeline.index_template import Plan, plan_index, train_template
 from pipeline.rundir import RunDirectory
 from pipeline.settings import IndexSettings, Settings, load_settings
 from psnet.regions import Presence
-from psnet.similarity import compare
+from psnet.similarity import compare, equal_weights
 from tests.pipeline.synthetic_garments import Catalogue, catalogue, garment_table, plain_items, sha, write_run
 
 
@@ -329,6 +330,27 @@ def test_only_a_thorough_look_finds_what_left_size_and_time_alone(tmp_path, sour
     # A file that was only copied is the same file.
     shutil.copytree(run.path, tmp_path / "copy", copy_function=shutil.copyfile)
     assert run_command(["index", str(tmp_path / "copy"), "--list", "--add", "x"]) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not faiss.get_num_gpus(), reason="FAISS sees no GPU")
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQfp16", "IVF8,PQ8"])
+def test_a_gpu_gives_what_a_cpu_gives(tmp_path, factory):
+    run = write_run(tmp_path / "run", catalogue(400, dim=24, seed=8), plain_items(400))
+    build_index(run, settings(f"index.factory='{factory}'", "index.nprobe=4", "index.region_dim=16"))
+    index = open_index(run)
+    assert all(shard.on_gpu is not None for shard in index.shards)
+    on_cpu = GarmentIndex(
+        index.manifest, index._template, [replace(shard, on_gpu=None) for shard in index.shards]
+    )
+    rows = np.arange(40)
+    queries = as_queries(index.gather(np.zeros(40, int), rows), equal_weights(), mirrored=True)
+    ours, theirs = (one.search(queries, 10) for one in (index, on_cpu))
+    # Other orders of addition may swap neighbours that are equal but for rounding.
+    pairs = [
+        set(zip(f.query.tolist(), f.shard.tolist(), f.row.tolist(), strict=True)) for f in (ours, theirs)
+    ]
+    assert len(pairs[0] & pairs[1]) >= 0.99 * len(pairs[1])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The block kernel alone: bounds of what it may leave out, and the background level."""
+"""The block kernel alone: bounds of what it may leave out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from pipeline.kernel import (
     Block,
     Candidates,
     Floors,
-    Garments,
     Wanted,
-    background,
     best_pairs,
     prune,
     rescore,
@@ -36,7 +34,7 @@ from pipeline.sift import (
     weight_table,
 )
 from psnet.regions import Presence
-from psnet.similarity import SCORINGS, best_regions_score, compare, cosines, normalise
+from psnet.similarity import SCORINGS, compare, cosines, normalise
 from tests.pipeline.synthetic_garments import Catalogue, catalogue, unit
 
 KINDS = {SAME_WEIGHTS: "best_regions", BEST_REGIONS: "best_regions", WEIGHTED: "weighted"}
@@ -410,48 +408,3 @@ def test_both_thresholds_have_to_be_reached():
         cuts = cuts_of(threshold, least, float(MARGIN) / 0.2)
         reach = [standing(score[[x]], normalise(score[[x]], level[[x]]), 1, cuts)[1] for x in range(4)]
         assert np.flatnonzero(np.array(reach) == SURELY_REACHED).tolist() == expected
-
-
-def garments(source: Catalogue) -> Garments:
-    return Garments(
-        source.features.astype(np.float32),
-        source.presence,
-        np.ones((len(source.presence), 5), np.float32),
-        source.picture,
-    )
-
-
-def quantile_below_the_ten_best(values: np.ndarray) -> float:
-    ranked = np.sort(values)[::-1]
-    return min(np.quantile(values, 0.9, method="lower"), ranked[min(9, len(ranked) - 1)])
-
-
-def test_background_is_a_quantile_of_scores_with_strangers():
-    source = catalogue(120, dim=32, seed=3)
-    every = garments(source)
-    chosen = np.arange(0, len(source.picture), 3)
-    sample = Garments(*(getattr(every, name)[chosen] for name in Garments.__dataclass_fields__))
-    level, distinctiveness = background(every, sample, 0.9, scoring="best_regions")
-    for g in range(len(source.picture)):
-        strangers = sample.picture != source.picture[g]
-        cos, comparable = cosines(
-            every.features[g], every.presence[g], sample.features[strangers], sample.presence[strangers]
-        )
-        scores = best_regions_score(cos, comparable, np.ones(5, np.float32))
-        assert level[g] == pytest.approx(quantile_below_the_ten_best(scores), abs=1e-6)
-        for r in range(5):
-            both = (sample.presence[strangers][:, r] == Presence.PRESENT) & (
-                every.presence[g, r] == Presence.PRESENT
-            )
-            if both.any():
-                expected = 1 - quantile_below_the_ten_best(cos[both, r])
-                assert distinctiveness[g, r] == pytest.approx(expected, abs=1e-6)
-            else:
-                assert np.isnan(distinctiveness[g, r])
-
-
-def test_background_without_anything_to_compare_with():
-    every = garments(catalogue(1, several=0, copies=0, flipped=0))
-    level, distinctiveness = background(every, every, 0.95, scoring="best_regions")
-    assert level.tolist() == [0]
-    assert np.isnan(distinctiveness).all()

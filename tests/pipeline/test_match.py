@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipeline.errors import UserError
 from pipeline.index import build_index
@@ -479,6 +480,27 @@ def test_a_second_match_does_nothing_and_a_lost_result_is_made_from_the_blocks(
     assert pq.read_table(run.pairs_path).equals(pairs)
     match(run, settings_for("match.block_size=40", "match.mirrored=false"))
     assert not pq.read_table(run.pairs_path).equals(pairs)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@pytest.mark.parametrize("block_size", [16384, 30])
+def test_a_gpu_that_is_not_there_is_a_line(tmp_path, settings_for, ray_local, block_size):
+    source, items = catalogue(60), shared_items(60)
+    run = write_run(tmp_path / "run", source, items)
+    with pytest.raises(UserError, match=r"match\.device: is cuda, and there is no GPU"):
+        match(run, settings_for("match.device=cuda", f"match.block_size={block_size}"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_finds_the_same(tmp_path, settings_for):
+    source, items = catalogue(300, seed=3), shared_items(300)
+    found = []
+    for device in ("cpu", "cuda"):
+        run = write_run(tmp_path / device, source, items)
+        match(run, settings_for(f"match.device={device}"))
+        found.append(pq.read_table(run.pairs_path))
+    assert found[0].equals(found[1])
 
 
 def test_match_asks_for_what_comes_before(tmp_path, settings_for):

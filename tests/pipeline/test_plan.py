@@ -25,6 +25,8 @@ RATES = Rates(
     image_bytes=200_000.0,
     remote=1.0,
     pairs=50e6,
+    searched=8000.0,
+    compared=1e6,
     levels=5000.0,
     indexed=10_000.0,
     feature_dim=256,
@@ -41,6 +43,15 @@ def test_time_grows_as_the_stages_do():
     assert one.stages["match"].seconds >= 750_000**2 / 2 / (50e6 * 2 * 0.9)
     assert ten.disk == pytest.approx(10 * one.disk, rel=0.05)
     assert ten.memory < 10 * one.memory
+
+
+def test_pairs_cost_more_each_in_a_small_catalogue():
+    """Of the scan alone five times as much, measured among 10,000 and a million (benchmarks/SCALING.md)."""
+    rates = replace(RATES, garments_per_image=1.0, levels=1e12, compared=1e12, pairs=1e9 / 4, searched=2e4)
+    one = Cluster(cpus_per_node=1)
+    seconds = {n: predict(rates, n, one, SETTINGS).stages["match"].seconds for n in (10_000, 10**6)}
+    each = {n: value / (n * n / 2) for n, value in seconds.items()}
+    assert each[10**6] == pytest.approx(4e-9, rel=0.1) and 4 < each[10_000] / each[10**6] < 10
 
 
 def test_nodes_gpus_prices_and_memory():
@@ -120,7 +131,10 @@ def test_a_plan_is_measured_stored_and_compared(
     assert "For 6 items on this machine" in text and "images/s" in text
     plan = RunDirectory(out).read()["plan"]
     assert plan["items"] == 6 and plan["rates"]["readable"] == pytest.approx(5 / 6)
-    assert all(plan["rates"][name] > 0 for name in ("images", "pairs", "levels", "indexed", "fetched"))
+    assert all(
+        plan["rates"][name] > 0
+        for name in ("images", "pairs", "searched", "compared", "levels", "indexed", "fetched")
+    )
     assert set(plan["stages"]) == set(STAGES) and plan["seconds"] > 0
 
     assert run_command(["crawl", str(images), "--out", str(out), *options]) == 0
