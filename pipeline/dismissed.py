@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from psnet.data.csv_files import read_csv
 
 COLUMNS = ("item_id_a", "item_id_b", "reason")
 
@@ -32,25 +32,18 @@ def read_dismissed(path: Path) -> list[Dismissal]:
         UserError: missing or unreadable file, missing columns, a line without two identifiers.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS[:2] if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(
-                    f"{path}: has no column {', '.join(missing)}; a file of dismissed pairs starts with "
-                    f"the line {','.join(COLUMNS)}"
-                )
-            dismissals = []
-            for row in reader:
-                a, b = row["item_id_a"] or "", row["item_id_b"] or ""
-                if not any((a, b, row.get("reason"))):
-                    continue  # spreadsheets leave such lines behind
-                if not a or not b:
-                    raise UserError(
-                        f"{path}: line {reader.line_num} does not name two items; mend or delete it"
-                    )
-                dismissals.append(Dismissal(a, b, row.get("reason") or ""))
-            return dismissals
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}); check judge.dismissed") from None
+        rows = read_csv(path, COLUMNS[:2])
+    except (OSError, ValueError) as error:
+        reason = f"{path}: cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        raise UserError(
+            f"{reason}; a file of dismissed pairs (judge.dismissed) starts with the line {','.join(COLUMNS)}"
+        ) from None
+    dismissals = []
+    for line, row in rows:
+        a, b, why = row["item_id_a"], row["item_id_b"], row.get("reason", "")
+        if not any((a, b, why)):
+            continue  # spreadsheets leave such lines behind
+        if not a or not b:
+            raise UserError(f"{path}: line {line} does not name two items; mend or delete it")
+        dismissals.append(Dismissal(a, b, why))
+    return dismissals
