@@ -67,6 +67,7 @@ from pipeline.kernel import (
     rounding_slack,
 )
 from pipeline.progress import track
+from pipeline.quantise import Basis, fit_basis
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.runtime import init_ray
 from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
@@ -167,6 +168,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 blocks=len(search.blocks),
                 blocks_found=search.found,
                 exact=not approximate,
+                multiplied_dim=search.multiplied_dim,
             )
 
 
@@ -268,7 +270,7 @@ def _members(run: RunDirectory) -> Members:
 @dataclass(frozen=True)
 class _Job:
     """What a worker has to know of the search. ``index_of``: the run whose index names ``candidates``
-    partners of every garment, None: all pairs are compared."""
+    partners of every garment, None: all pairs are compared, first by their coordinates in ``basis``."""
 
     target: Path
     scoring: str
@@ -282,6 +284,7 @@ class _Job:
     index_digest: str
     candidates: int
     deeper: int
+    basis: Basis | None = None
 
     def block(self, pictures: np.ndarray) -> Block:
         """The garments of these pictures (ascending). Where no picture between them is left out, their
@@ -312,6 +315,7 @@ class _Job:
             garment=vectors.garment[rows],
             starts=block_starts,
             picture=pictures,
+            basis=self.basis,
         )
 
     def garments(self, rows: np.ndarray) -> Garments:
@@ -433,6 +437,10 @@ class Search:
             candidates=max(settings.index.candidates, chosen.best_k),
             deeper=1 if settings.index.nprobe else _DEEPER,
         )
+        if index_of is None:
+            # Once, since all blocks need the same one; which one it is shows in no result.
+            basis = fit_basis(self.job.garments(self.job.sample).features)
+            self.job = replace(self.job, basis=basis)
 
     def path(self, i: int, j: int) -> Path:
         return self.folder / f"block-{i}-{j}.parquet"
@@ -440,6 +448,12 @@ class Search:
     def files(self) -> list[Path]:
         """Of all blocks."""
         return [self.path(*block) for block in self.blocks]
+
+    @property
+    def multiplied_dim(self) -> int:
+        """How many numbers of a region the eight-bit products take."""
+        basis = self.job.basis
+        return _opened(self.job.target)[0].features.shape[2] if basis is None else basis.directions.shape[2]
 
     @property
     def query_blocks(self) -> list[np.ndarray]:

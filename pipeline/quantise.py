@@ -209,15 +209,14 @@ def _quantise(values, inside, off, projected, codes, scale, error, rest):  # typ
                 greatest = max(greatest, abs(line[k]))
             step = greatest / np.float32(LARGEST_CODE)
             per_step = np.float32(LARGEST_CODE) / greatest if greatest > 0 else np.float32(0)
-            code_length, along = np.float32(0), np.float64(0)
+            code_length, along = np.float64(0), np.float64(0)
             for k in range(rank):
-                rounded = np.rint(line[k] * per_step)
+                rounded = np.float64(np.rint(line[k] * per_step))
                 code[k] = np.int8(rounded)
                 code_length += rounded * rounded
-                along += np.float64(line[k]) * np.float64(rounded)
+                along += np.float64(line[k]) * rounded
             if code_length > 0:
-                # Sums of whole numbers: exact up to 2 ** 24, and 6e-8 off beyond.
-                step = np.float32(along / np.float64(code_length))
+                step = np.float32(along / code_length)
             lost = np.float32(0)
             for k in range(rank):
                 left = line[k] - np.float32(code[k]) * step
@@ -230,5 +229,5 @@ def _quantise(values, inside, off, projected, codes, scale, error, rest):  # typ
                 within = max(np.sqrt(_squared(line)) - off * length, 0)
                 outside = np.sqrt(max(length * length - within * within, 0))
                 rest[r, n] = np.float32(outside * _UP_A_BIT)
-            norm = max(norm, length, np.sqrt(np.float64(code_length)) * step)
+            norm = max(norm, length, np.sqrt(code_length) * step)
     return norm * _UP

@@ -168,6 +168,12 @@ def _mean_of_best_three(a, b, c, d, e):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
+def _sum_of_best_three(a, b, c, d, e):  # type: ignore[no-untyped-def]
+    p, q, r = _greater(a, b), _greater(c, d), _greater(_lesser(a, b), _lesser(c, d))
+    return _greater(p, q) + _greater(r, e) + _greater(_lesser(p, q), _lesser(r, e))
+
+
+@njit(cache=True, inline="always")
 def _weighted(kind, v0, v1, v2, v3, v4, w):  # type: ignore[no-untyped-def]
     """The other two scorings. ``w``: sixteen numbers, a column of ``weight_table``."""
     k0, k1, k2, k3, k4 = v0 > _NOTHING, v1 > _NOTHING, v2 > _NOTHING, v3 > _NOTHING, v4 > _NOTHING
@@ -235,12 +241,12 @@ def mark(  # type: ignore[no-untyped-def]
         half, error, rest, cut, line = half_q[i], error_q[i], rest_q[i], cut_q[i], marks[row]
         if kind == SAME_WEIGHTS:
             for j in range(columns):
-                v0 = np.float32(p0[j]) * (q0 * s0[j]) if n0 + m0[j] >= _ZERO else _NONE
-                v1 = np.float32(p1[j]) * (q1 * s1[j]) if n1 + m1[j] >= _ZERO else _NONE
-                v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else _NONE
-                v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else _NONE
-                v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else _NONE
-                middle = _mean_of_best_three(v0, v1, v2, v3, v4)
+                # Regions that cannot be compared have products of 0, which is what a missing one counts as:
+                # among the others it can raise the best three, never lower them.
+                v0, v1 = np.float32(p0[j]) * (q0 * s0[j]), np.float32(p1[j]) * (q1 * s1[j])
+                v2, v3 = np.float32(p2[j]) * (q2 * s2[j]), np.float32(p3[j]) * (q3 * s3[j])
+                v4 = np.float32(p4[j]) * (q4 * s4[j])
+                middle = _sum_of_best_three(v0, v1, v2, v3, v4) * _THIRD
                 off = (error + error_of[j]) * _lesser(flat, bend + slope * middle)
                 upper = middle + (off + (rest * rest_of[j] + extra))
                 level = half + half_of[j]
