@@ -22,7 +22,7 @@ from pipeline.kernel import (
     rescore,
     rounding_slack,
 )
-from pipeline.quantise import quantise, tangent
+from pipeline.quantise import Basis, quantise, tangent
 from pipeline.sift import (
     BEST_REGIONS,
     SAME_WEIGHTS,
@@ -189,20 +189,62 @@ def compared(rows: Block, columns: Block, candidates: Candidates, scoring: str) 
     return dict(zip(zip(pairs.query, pairs.match, strict=True), rest, strict=True))
 
 
+def basis_of(source: Catalogue, rank: int | None) -> Basis | None:
+    """The leading directions of the garments; of negative rank, some that have nothing to do with them."""
+    if rank is None:
+        return None
+    features = source.features.astype(np.float64)
+    if rank < 0:
+        features = np.random.default_rng(0).standard_normal(features.shape)
+    moments = np.einsum("nrd,nre->rde", features, features)
+    return Basis.of(np.linalg.eigh(moments)[1][..., ::-1][..., : abs(rank)])
+
+
+@pytest.mark.parametrize("rank", [1, 8, 16, 32, -8])
+def test_any_basis_gives_the_same_pairs(monkeypatch, rank):
+    monkeypatch.setattr(kernel, "_TILE_ROWS", 64)
+    monkeypatch.setattr(kernel, "_SEEDS", 40)
+    source = catalogue(250, dim=12, seed=4, padded=64)
+    wanted = Wanted(5, 0.7, 0.2, 12)
+    several, marked = [], []
+    for basis in (None, basis_of(source, rank)):
+        one = replace(block(source, np.arange(250)), basis=basis)
+        kept, _ = best_pairs(
+            one, one, wanted, nothing_known(250), slack=rounding_slack(one.level, one.level)
+        )
+        found = compared(one, one, kept.candidates, "best_regions")
+        order = sorted(found, key=lambda pair: (pair[0], -found[pair][1], pair[1]))
+        several.append(({pair: found[pair] for pair in order}, kept.left_out))
+        marked.append(one.codes.rest.max())
+    assert several[0] == several[1]
+    assert marked[0] == 0 < marked[1]
+
+
+def test_blocks_of_two_bases_are_not_compared():
+    source = catalogue(20, dim=12, padded=64)
+    one, other = (replace(block(source, np.arange(20)), basis=basis_of(source, rank)) for rank in (8, 16))
+    with pytest.raises(ValueError, match="two bases"):
+        best_pairs(one, other, Wanted(5, 0.7, 0.2, 12), nothing_known(20), slack=1e-4)
+
+
 @pytest.mark.parametrize("tile", [7, 512])
+@pytest.mark.parametrize("rank", [None, 12])
 @pytest.mark.parametrize(
     ("scoring", "weighted"), [("best_regions", False), ("best_regions", True), ("weighted", True)]
 )
 def test_both_directions_of_two_blocks_hold_what_one_pair_after_the_other_gives(
-    monkeypatch, scoring, weighted, tile
+    monkeypatch, scoring, weighted, rank, tile
 ):
     monkeypatch.setattr(kernel, "_TILE_ROWS", tile)
     monkeypatch.setattr(kernel, "_TILE_COLUMNS", tile + 3)
     source = catalogue(90, dim=32, seed=1)
     table = np.random.default_rng(3).choice([0, 0.5, 1, 2], (len(source.picture), 5)).astype(np.float32)
     weights = table if weighted else None
-    one = block(source, np.arange(90), weights)
-    left, right = block(source, np.arange(40), weights), block(source, np.arange(40, 90), weights)
+    basis = basis_of(source, rank)
+    one, left, right = (
+        replace(block(source, pictures, weights), basis=basis)
+        for pictures in (np.arange(90), np.arange(40), np.arange(40, 90))
+    )
     slack = rounding_slack(one.level, one.level)
     query, match = np.nonzero(~np.eye(90, dtype=bool))
     plain = rescore(one, one, query, match, scoring=scoring, mirrored=True)
