@@ -56,7 +56,8 @@ def catalogue(
 ) -> Catalogue:
     """Clusters of looks, a share of copies with up to two changed regions, some flipped, some pictures with
     two garments, a share of plain garments that all resemble each other, more or less, regions hidden and
-    absent at random. ``padded``: numbers of a vector, of which all but ``dim`` directions are nearly empty."""
+    absent at random. ``padded``: length of the vectors, all but ``dim`` directions of which are nearly
+    empty."""
     rng = np.random.default_rng(seed)
     picture = np.sort(
         np.concatenate([np.arange(pictures), rng.choice(pictures, int(several * pictures), replace=False)])

@@ -209,9 +209,7 @@ def test_any_basis_gives_the_same_pairs(monkeypatch, rank):
     several, marked = [], []
     for basis in (None, basis_of(source, rank)):
         one = replace(block(source, np.arange(250)), basis=basis)
-        kept, _ = best_pairs(
-            one, one, wanted, nothing_known(250), slack=rounding_slack(one.level, one.level)
-        )
+        kept, _ = best_pairs(one, one, wanted, nothing_known(250), slack=rounding_slack(one.level, one.level))
         found = compared(one, one, kept.candidates, "best_regions")
         order = sorted(found, key=lambda pair: (pair[0], -found[pair][1], pair[1]))
         several.append(({pair: found[pair] for pair in order}, kept.left_out))
