@@ -264,7 +264,7 @@ def test_columns_of_a_pair_agree_with_each_other(tmp_path, settings_for):
 def test_projected_or_not_the_result_is_the_same(tmp_path, settings_for, monkeypatch):
     source = catalogue(200, seed=5, padded=64)
     several = []
-    for most_outside in (0.02, 0):
+    for most_outside in (0.015, 0):
         monkeypatch.setattr(quantise, "_MOST_OUTSIDE", most_outside)
         run = write_run(tmp_path / str(most_outside), source, plain_items(200))
         match(run, settings_for("match.min_score=0.5"))
