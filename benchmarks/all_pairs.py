@@ -528,9 +528,11 @@ def _growth(stages: dict[tuple[bool, int], dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (white, count), stage in sorted(stages.items()):
-        scan = stage["scan_cpu_seconds"]
+        scan, name = stage["scan_cpu_seconds"], f"{count:,}{', white' if white else ''}"
+        if "note" in stage:  # of an older measurement, written into the file by hand
+            name += f", {stage['note']}"
         lines.append(
-            f"| {count:,}{', white' if white else ''} | {stage['multiplied_dim']} | {scan:.1f} | "
+            f"| {name} | {stage['multiplied_dim']} | {scan:.1f} | "
             f"{stage['compare_cpu_seconds']:.1f} | {stage['cpu_s']:.0f} | {stage['wall_s']:.0f} | "
             f"{stage['out']:,} | {stage['memory_bytes'] / 1e9:.2f} | "
             f"{scan / (count**2 / 2) * 1e9:.2f} | {_bare(stage, count) / scan:.0%} |"

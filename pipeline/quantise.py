@@ -136,7 +136,7 @@ def _leading(sample: np.ndarray) -> np.ndarray:
 class Quantised:
     """n garments. ``codes``: (5, n, k) int8, k = d without a basis; ``scale``: (5, n) float32; ``error``:
     (5, n) float32, r of (1), never rounded down; ``rest``: (5, n) float32, rho of (3), never rounded down, 0
-    without a basis; ``off``: eta, 0 without a basis; ``norm``: the greatest norm of all x and x'."""
+    without a basis; ``off``: eta, 0 without a basis; ``norm``: the greatest norm of all x (or a) and x'."""
 
     codes: np.ndarray
     scale: np.ndarray
@@ -228,7 +228,9 @@ def _quantise(values, inside, off, projected, codes, scale, error, rest):  # typ
             length = np.sqrt(_squared(values[r, n]))
             rest[r, n] = 0
             if projected:
-                within = max(np.sqrt(_squared(line)) - off * length, 0)
+                coordinates = np.sqrt(_squared(line))
+                norm = max(norm, coordinates)  # rounded, they may be longer than x
+                within = max(coordinates - off * length, 0)
                 outside = np.sqrt(max(length * length - within * within, 0))
                 rest[r, n] = np.float32(outside * _UP_A_BIT)
             norm = max(norm, length, np.sqrt(code_length) * step)
