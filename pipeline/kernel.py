@@ -277,6 +277,43 @@ def best_pairs(
     return search.to_rows.kept(), None if column_floors is None else search.to_columns.kept()
 
 
+def best_of(
+    rows: Block,
+    columns: Block,
+    query: np.ndarray,
+    match: np.ndarray,
+    wanted: Wanted,
+    *,
+    slack: float,
+    scoring: str = "best_regions",
+    mirrored: bool = True,
+) -> Kept:
+    """As ``best_pairs`` for the rows, among pairs that somebody else has chosen, in float32 from the start.
+
+    Args:
+        query, match: (p,) positions of the pictures in ``rows`` and ``columns``.
+    """
+    none = np.full(len(rows), -np.inf, np.float32)
+    beyond = np.full(len(columns), np.inf, np.float32)
+    to_rows = _Queries(rows, wanted, Floors(none, none), slack)
+    to_columns = _Queries(columns, replace(wanted, best_k=1), Floors(beyond, beyond), slack)
+    thresholds = wanted.threshold, wanted.normalised_threshold, MARGIN, slack
+    cuts = Cuts(*(np.float32(number) for number in (*thresholds, 0, 0, 0, 0)))
+    held = Held(
+        query.astype(np.int32),
+        match.astype(np.int32),
+        np.full(len(query), np.inf, np.float32),
+        np.full(len(query), FORWARD | FORWARD_TURNED, np.uint8),
+    )
+    found = [Found(*(np.empty_like(values) for values in held)) for _ in range(2)]
+    kind = _kind(scoring, np.concatenate([rows.weights, columns.weights]))
+    count, _, left_out, _ = refine(
+        kind, mirrored, to_rows.side, to_columns.side, held, np.float32(0), cuts, *found
+    )
+    to_rows.add(found[0], count, columns, left_out)
+    return to_rows.kept()
+
+
 def _kind(scoring: str, weights: np.ndarray) -> int:
     if scoring == "weighted":
         return WEIGHTED

@@ -61,6 +61,7 @@ from pipeline.kernel import (
     Pairs,
     Wanted,
     background,
+    best_of,
     best_pairs,
     prune,
     rescore,
@@ -72,7 +73,7 @@ from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atom
 from pipeline.runtime import init_ray
 from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
-from pipeline.sift import PERHAPS_REACHED, push_all
+from pipeline.sift import push_all
 from pipeline.vectors import (
     Vectors,
     first_garments,
@@ -665,14 +666,17 @@ def _through_index(job: _Job, block: Block) -> Kept:
     # An index may hold garments of added runs, which this search knows nothing of.
     others = (match_picture >= 0) & (block.picture[query] != match_picture)
     query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
-    # All of them are compared: what the index says of a pair is no bound.
-    every = Candidates(
-        block.picture[query].astype(np.int32),
-        match_picture.astype(np.int32),
-        np.full(len(query), np.inf, np.float32),
-        np.full(len(query), PERHAPS_REACHED, np.uint8),
+    # All of them are scored: what the index says of a pair is no bound.
+    return best_of(
+        block,
+        _catalogue(job),
+        query,
+        match_picture,
+        job.wanted,
+        slack=job.slack(),
+        scoring=job.scoring,
+        mirrored=job.mirrored,
     )
-    return Kept(every, left_out=0)
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from pipeline.kernel import (
     Garments,
     Wanted,
     background,
+    best_of,
     best_pairs,
     prune,
     rescore,
@@ -278,6 +279,27 @@ def test_both_directions_of_two_blocks_hold_what_one_pair_after_the_other_gives(
             elif reached:
                 left_out += (q, plain.match[p]) not in at_once
     assert whole.left_out == left_out
+
+
+@pytest.mark.parametrize("scoring", ["best_regions", "weighted"])
+def test_the_best_of_all_pairs_are_the_best_pairs(scoring):
+    source = catalogue(120, dim=24, seed=6)
+    table = np.random.default_rng(3).choice([0, 0.5, 1, 2], (len(source.picture), 5)).astype(np.float32)
+    rows, columns = block(source, np.arange(30, 70), table), block(source, np.arange(120), table)
+    wanted, slack = Wanted(5, 0.3, -1, 8), rounding_slack(columns.level, columns.level)
+    query, match = np.nonzero(rows.picture[:, None] != columns.picture)
+    options = {"slack": slack, "scoring": scoring}
+    chosen = best_of(rows, columns, query, match, wanted, **options)
+    whole, _ = best_pairs(rows, columns, wanted, nothing_known(len(rows)), **options)
+    assert chosen.left_out == whole.left_out > 0
+    assert compared(rows, columns, chosen.candidates, scoring) == compared(
+        rows, columns, whole.candidates, scoring
+    )
+    few = query + match > 60
+    some = best_of(rows, columns, query[few], match[few], wanted, **options).candidates
+    allowed = set(zip(rows.picture[query[few]], match[few], strict=True))
+    assert set(zip(some.query, some.match, strict=True)) <= allowed
+    assert len(some) >= 5 * len(np.unique(query[few])) * 0.9
 
 
 def test_what_is_known_saves_work_and_loses_nothing(monkeypatch):
