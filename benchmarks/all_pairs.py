@@ -551,7 +551,7 @@ def _growth(stages: dict[tuple[bool, int], dict[str, Any]]) -> list[str]:
         "smaller the",
         "catalogue and the cheaper the product, the more the second shows, so that below a hundred thousand "
         "the exponent",
-        "stays under 2.",
+        "stays below 1.8.",
         "",
     ]
     return lines
