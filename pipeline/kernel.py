@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from pipeline.half import rows_as_float32
-from pipeline.quantise import Quantised, quantise, tangent
+from pipeline.quantise import Basis, Quantised, quantise, tangent
 from pipeline.sift import (
     BACKWARD,
     BACKWARD_TURNED,
@@ -53,7 +53,12 @@ from pipeline.sift import (
     weight_table,
 )
 from psnet.regions import NUM_REGIONS
-from psnet.similarity import compare, mirrored_presence, normalise, room_above
+from psnet.similarity import (
+    compare,
+    mirrored_presence,
+    normalise,
+    room_above,
+)
 
 MARGIN = np.float32(2e-5)
 """Above the rounding of a float32 product of two unit vectors of 256 numbers (about 1e-6), for either order
@@ -79,7 +84,8 @@ class Block:
     ``presence``: (n, 5) uint8; ``weights``: (n, 5) float32 of each garment's group; ``level``: (n,) float32,
     what each reaches with anything (``background``), or 0 to rank by the score alone; ``garment``: (n,) index
     within its picture; ``starts``: (m,) first garment of each picture; ``picture``: (m,) ascending numbers of
-    the pictures.
+    the pictures; ``basis``: what the eight-bit codes are made in, the same one for blocks that meet; for
+    speed alone.
     """
 
     features: np.ndarray
@@ -90,6 +96,7 @@ class Block:
     garment: np.ndarray
     starts: np.ndarray
     picture: np.ndarray
+    basis: Basis | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "mirrored"):
@@ -104,12 +111,12 @@ class Block:
     @cached_property
     def codes(self) -> Quantised:
         """Of the features."""
-        return quantise(self.features)
+        return quantise(self.features, self.basis)
 
     @cached_property
     def mirrored_codes(self) -> Quantised:
         """Of the mirrored features."""
-        return quantise(self.mirrored)
+        return quantise(self.mirrored, self.basis)
 
 
 @dataclass(frozen=True)
@@ -264,6 +271,43 @@ def best_pairs(
     return search.to_rows.kept(), None if column_floors is None else search.to_columns.kept()
 
 
+def best_of(
+    rows: Block,
+    columns: Block,
+    query: np.ndarray,
+    match: np.ndarray,
+    wanted: Wanted,
+    *,
+    slack: float,
+    scoring: str = "best_regions",
+    mirrored: bool = True,
+) -> Kept:
+    """As ``best_pairs`` for the rows, among pairs that somebody else has chosen, in float32 from the start.
+
+    Args:
+        query, match: (p,) positions of the pictures in ``rows`` and ``columns``.
+    """
+    none = np.full(len(rows), -np.inf, np.float32)
+    beyond = np.full(len(columns), np.inf, np.float32)
+    to_rows = Asking(rows, wanted, Floors(none, none), slack)
+    to_columns = Asking(columns, replace(wanted, best_k=1), Floors(beyond, beyond), slack)
+    thresholds = wanted.threshold, wanted.normalised_threshold, MARGIN, slack
+    cuts = Cuts(*(np.float32(number) for number in (*thresholds, 0, 0, 0, 0)))
+    held = Held(
+        query.astype(np.int32),
+        match.astype(np.int32),
+        np.full(len(query), np.inf, np.float32),
+        np.full(len(query), FORWARD | FORWARD_TURNED, np.uint8),
+    )
+    found = [Found(*(np.empty_like(values) for values in held)) for _ in range(2)]
+    kind = kind_of(scoring, np.concatenate([rows.weights, columns.weights]))
+    count, _, left_out, _ = refine(
+        kind, mirrored, to_rows.side, to_columns.side, held, np.float32(0), cuts, *found
+    )
+    to_rows.add(found[0], count, columns, left_out)
+    return to_rows.kept()
+
+
 def kind_of(scoring: str, weights: np.ndarray) -> int:
     """How the compiled loops have to score queries of these weights, (n, 5): see ``pipeline.sift``."""
     if scoring == "weighted":
@@ -342,6 +386,8 @@ class _BlockSearch:
     ) -> None:
         self._rows, self._columns, self._kind, self._mirrored = rows, columns, kind, mirrored
         self._same = columns is rows
+        if rows.basis != columns.basis:
+            raise ValueError("blocks of two bases cannot be compared")
         self._both = column_floors is not None or (self._same and kind == SAME_WEIGHTS)
         self.to_rows = self.to_columns = Asking(rows, wanted, row_floors, slack)
         if not self._same:
@@ -352,9 +398,10 @@ class _BlockSearch:
             codes += [rows.mirrored_codes, columns.mirrored_codes]
         norm = max(one.norm for one in codes)
         error = max(one.error.max(initial=0) for one in codes)
-        numbers = (wanted.threshold, wanted.normalised_threshold, MARGIN, slack, norm, *tangent(norm))
         # Rounding of all other numbers stays far below the margin.
-        self._cuts = Cuts(*(np.float32(number) for number in (*numbers, error**2 + MARGIN)))
+        extra = error**2 + MARGIN + max(one.extra() for one in codes)
+        numbers = (wanted.threshold, wanted.normalised_threshold, MARGIN, slack, norm, *tangent(norm))
+        self._cuts = Cuts(*(np.float32(number) for number in (*numbers, extra)))
         to_rows, to_columns = self.to_rows.side, self.to_columns.side
         self._left = self._part(rows.codes, to_rows.code_query)
         self._right = self._part(columns.codes, to_columns.code)
@@ -362,7 +409,8 @@ class _BlockSearch:
             self._left_turned = self._part(rows.mirrored_codes, to_rows.code_mirrored)
             self._right_turned = self._part(columns.mirrored_codes, to_columns.code_mirrored)
         # Twice the bound of a usual pair: so far apart are the most and the least that it may be worth.
-        self._ahead = np.float32(2 * (self._left.error.mean() + self._right.error.mean()))
+        usual = self._left.error.mean() + self._right.error.mean()
+        self._ahead = np.float32(2 * (usual + self._left.rest.mean() * self._right.rest.mean()))
         height = max((stop - start for start, stop in tiles(rows, _TILE_ROWS)), default=0)
         width = max((stop - start for start, stop in tiles(columns, _TILE_COLUMNS)), default=0)
         # Runs that begin elsewhere may be as long as two of them.
@@ -380,7 +428,7 @@ class _BlockSearch:
         self._held: list[Held] = []
 
     def _part(self, codes: Quantised, code: np.ndarray) -> _Part:
-        return _Part(torch.from_numpy(codes.codes), codes.scale, codes.error.max(0), code)
+        return _Part(torch.from_numpy(codes.codes), codes.scale, codes.error.max(0), codes.rest.max(0), code)
 
     def _seed(self) -> None:
         """Find out what the rows' pairs have to beat, as long as nothing is known: their best among some
@@ -393,7 +441,8 @@ class _BlockSearch:
         number, chosen = columns.number[::step][:seeds], columns.starts[:-1:step][:seeds]
         left, right = self._left, self._right
         codes, scale = right.codes[:, torch.from_numpy(chosen)], right.scale[:, chosen]
-        code, error, half = right.code[:, chosen], right.error[chosen], columns.half[chosen]
+        code, half = right.code[:, chosen], columns.half[chosen]
+        error, rest = right.error[chosen], right.rest[chosen]
         planes = torch.empty(NUM_REGIONS * _TILE_ROWS * seeds, dtype=torch.int32)
         for start in range(0, len(self._rows.garment), _TILE_ROWS):
             at = slice(start, start + _TILE_ROWS)
@@ -407,8 +456,8 @@ class _BlockSearch:
             )  # fmt: skip
             bounds = np.empty(len(picture), np.float32)
             kth_lower_bounds(
-                scores, best_k, left.error[at], rows.half[at], rows.number[picture], error, half, number,
-                self._cuts, bounds,
+                scores, best_k, left.error[at], left.rest[at], rows.half[at], rows.number[picture],
+                error, rest, half, number, self._cuts, bounds,
             )  # fmt: skip
             # What one garment of a picture reaches, the picture reaches.
             np.maximum.at(rows.known, picture, bounds)
@@ -441,8 +490,8 @@ class _BlockSearch:
                 self._mark(self._left_turned, right, at, none, BACKWARD_TURNED, marks, self._turned)
         count = collect(
             self._kind, self.to_rows.side, self.to_columns.side, planes, start, first,
-            left.scale, left.error, right.scale, right.error, self._cuts, marks, marks.view(np.uint64),
-            self._tile_pairs,
+            left.scale, left.error, left.rest, right.scale, right.error, right.rest,
+            self._cuts, marks, marks.view(np.uint64), self._tile_pairs,
         )  # fmt: skip
         self._held.append(Held(*(values[:count].copy() for values in self._tile_pairs)))
 
@@ -475,27 +524,28 @@ class _BlockSearch:
         rows, columns = self.to_rows.side, self.to_columns.side
         mark(
             self._kind, planes, start, first,
-            left.scale, left.code, left.error, rows.half, rows.cut, rows.weights,
-            right.scale, right.code, right.error, columns.half, columns.cut,
+            left.scale, left.code, left.error, left.rest, rows.half, rows.cut, rows.weights,
+            right.scale, right.code, right.error, right.rest, columns.half, columns.cut,
             self._cuts, forward, backward, marks,
         )  # fmt: skip
         return planes
 
     @staticmethod
     def _multiply(left: torch.Tensor, right: torch.Tensor, planes: torch.Tensor) -> np.ndarray:
-        """Products of codes, (5, rows, d) with (5, columns, d), in ``planes``, (5, rows, columns) int32."""
+        """Products of codes, (5, rows, k) with (5, columns, k), in ``planes``, (5, rows, columns) int32."""
         for region in range(NUM_REGIONS):
             torch._int_mm(left[region], right[region].T, out=planes[region])
         return planes.numpy()
 
 
 class _Part(NamedTuple):
-    """n garments. ``codes``: (5, n, d) int8; ``scale``, ``code``: (5, n), ``error``: (n,) float32, as in
-    ``pipeline.sift.mark``."""
+    """n garments. ``codes``: (5, n, k) int8; ``scale``, ``code``: (5, n), ``error``, ``rest``: (n,) float32,
+    as in ``pipeline.sift.mark``."""
 
     codes: torch.Tensor
     scale: np.ndarray
     error: np.ndarray
+    rest: np.ndarray
     code: np.ndarray
 
 

@@ -62,17 +62,19 @@ from pipeline.kernel import (
     Kept,
     Pairs,
     Wanted,
+    best_of,
     best_pairs,
     prune,
     rescore,
     rounding_slack,
 )
 from pipeline.progress import track
+from pipeline.quantise import Basis, fit_basis
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.runtime import init_ray
 from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
-from pipeline.sift import PERHAPS_REACHED, push_all
+from pipeline.sift import push_all
 from pipeline.vectors import (
     Vectors,
     first_garments,
@@ -174,6 +176,7 @@ def match(run: RunDirectory, settings: Settings) -> None:
                 blocks=len(search.blocks),
                 blocks_found=search.found,
                 exact=not approximate,
+                multiplied_dim=search.multiplied_dim,
             )
 
 
@@ -275,7 +278,7 @@ def _members(run: RunDirectory) -> Members:
 @dataclass(frozen=True)
 class _Job:
     """What a worker has to know of the search. ``index_of``: the run whose index names ``candidates``
-    partners of every garment, None: all pairs are compared."""
+    partners of every garment, None: all pairs are compared, first by their coordinates in ``basis``."""
 
     target: Path
     device: str
@@ -290,6 +293,7 @@ class _Job:
     index_digest: str
     candidates: int
     deeper: int
+    basis: Basis | None = None
 
     def block(self, pictures: np.ndarray) -> Block:
         """The garments of these pictures (ascending). Where no picture between them is left out, their
@@ -320,6 +324,7 @@ class _Job:
             garment=vectors.garment[rows],
             starts=block_starts,
             picture=pictures,
+            basis=self.basis,
         )
 
     def garments(self, rows: np.ndarray) -> Garments:
@@ -444,6 +449,10 @@ class Search:
             candidates=max(settings.index.candidates, chosen.best_k),
             deeper=1 if settings.index.nprobe else _DEEPER,
         )
+        if index_of is None:
+            # Once, since all blocks need the same one; which one it is shows in no result.
+            basis = fit_basis(self.job.garments(self.job.sample).features)
+            self.job = replace(self.job, basis=basis)
 
     def path(self, i: int, j: int) -> Path:
         return self.folder / f"block-{i}-{j}.parquet"
@@ -451,6 +460,12 @@ class Search:
     def files(self) -> list[Path]:
         """Of all blocks."""
         return [self.path(*block) for block in self.blocks]
+
+    @property
+    def multiplied_dim(self) -> int:
+        """How many numbers of a region the eight-bit products take."""
+        basis = self.job.basis
+        return _opened(self.job.target)[0].features.shape[2] if basis is None else basis.directions.shape[2]
 
     @property
     def query_blocks(self) -> list[np.ndarray]:
@@ -682,14 +697,17 @@ def _through_index(job: _Job, block: Block) -> Kept:
     # An index may hold garments of added runs, which this search knows nothing of.
     others = (match_picture >= 0) & (block.picture[query] != match_picture)
     query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
-    # All of them are compared: what the index says of a pair is no bound.
-    every = Candidates(
-        block.picture[query].astype(np.int32),
-        match_picture.astype(np.int32),
-        np.full(len(query), np.inf, np.float32),
-        np.full(len(query), PERHAPS_REACHED, np.uint8),
+    # All of them are scored: what the index says of a pair is no bound.
+    return best_of(
+        block,
+        _catalogue(job),
+        query,
+        match_picture,
+        job.wanted,
+        slack=job.slack(),
+        scoring=job.scoring,
+        mirrored=job.mirrored,
     )
-    return Kept(every, left_out=0)
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ import math
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pipeline.index_template import machine_memory, plan_index, train_template
 from pipeline.kernel import Block, Floors, Wanted, best_pairs, rescore, rounding_slack
 from pipeline.match import BLOCKS_AT_HAND
 from pipeline.progress import track
+from pipeline.quantise import fit_basis
 from pipeline.rundir import STAGES, RunDirectory
 from pipeline.settings import IndexSettings, Settings
 from psnet.config import ConfigError, bounded, load_config
@@ -300,6 +301,8 @@ def _pair_rates(dim: int, settings: Settings, seconds: float) -> dict[str, float
     """What ``Rates`` says of garments and pairs, on synthetic garments and one thread."""
     calibration, chosen = load_calibration(settings), settings.match
     rows, columns = (_synthetic_block(dim, seed, calibration.weights) for seed in (1, 2))
+    basis = fit_basis(columns.features.astype(np.float32))
+    rows, columns = replace(rows, basis=basis), replace(columns, basis=basis)
     thresholds = calibration.suspect_threshold, calibration.normalised_threshold
     wanted = Wanted(chosen.best_k, *thresholds, max(chosen.best_k, chosen.max_pairs_per_item))
     nothing, everything = (np.full(_KERNEL_GARMENTS, value, np.float32) for value in (-np.inf, np.inf))

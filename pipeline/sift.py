@@ -107,8 +107,9 @@ class Cuts(NamedTuple):
     """``threshold``, ``least``: of the score and the normalised score; ``margin``, ``slack``: what these may
     be off by, twice over.
 
-    How far a score in eight bits can be off, (2) of ``pipeline.quantise``: the errors of both sides times
-    what is less, ``flat`` or ``bend + slope * score``; ``extra`` on top.
+    How far a score in eight bits can be off, (2) and (3) of ``pipeline.quantise``: the errors of both sides
+    times what is less, ``flat`` or ``bend + slope * score``; on top the product of both sides' rests, and
+    ``extra``.
     """
 
     threshold: np.float32
@@ -167,6 +168,12 @@ def _mean_of_best_three(a, b, c, d, e):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
+def _sum_of_best_three(a, b, c, d, e):  # type: ignore[no-untyped-def]
+    p, q, r = _greater(a, b), _greater(c, d), _greater(_lesser(a, b), _lesser(c, d))
+    return _greater(p, q) + _greater(r, e) + _greater(_lesser(p, q), _lesser(r, e))
+
+
+@njit(cache=True, inline="always")
 def _weighted(kind, v0, v1, v2, v3, v4, w):  # type: ignore[no-untyped-def]
     """The other two scorings. ``w``: sixteen numbers, a column of ``weight_table``."""
     k0, k1, k2, k3, k4 = v0 > _NOTHING, v1 > _NOTHING, v2 > _NOTHING, v3 > _NOTHING, v4 > _NOTHING
@@ -200,8 +207,8 @@ def _sixteen(w, i):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def mark(  # type: ignore[no-untyped-def]
     kind, planes, first_row, first_column,
-    scale_q, code_q, error_q, half_q, cut_q, weights_q,
-    scale_x, code_x, error_x, half_x, cut_x,
+    scale_q, code_q, error_q, rest_q, half_q, cut_q, weights_q,
+    scale_x, code_x, error_x, rest_x, half_x, cut_x,
     cuts, forward, backward, marks,
 ):  # fmt: skip
     """Mark the pairs of a tile that may matter.
@@ -209,8 +216,8 @@ def mark(  # type: ignore[no-untyped-def]
     Args:
         kind: how the rows score. Where it is SAME_WEIGHTS the columns score the same.
         planes: (5, rows, columns) int32 products of codes, the first of first_row with first_column.
-            Per side: scale, code: (5, n) float32, see ``Quantised`` and ``presence_codes``; error, half (of a
-            level), cut: (n,) float32.
+            Per side: scale, code: (5, n) float32, see ``Quantised`` and ``presence_codes``; error, rest, half
+            (of a level), cut: (n,) float32.
         weights_q: (16, n), see ``weight_table``. cuts: ``Cuts``.
         forward, backward: the bits to set for those that may matter to their row and to their column.
         marks: (rows, columns or more) uint8.
@@ -223,7 +230,7 @@ def mark(  # type: ignore[no-untyped-def]
     m0, m1, m2, m3, m4 = (
         code_x[0, c0:c1], code_x[1, c0:c1], code_x[2, c0:c1], code_x[3, c0:c1], code_x[4, c0:c1],
     )  # fmt: skip
-    error_of, half_of, cut_of = error_x[c0:c1], half_x[c0:c1], cut_x[c0:c1]
+    error_of, rest_of, half_of, cut_of = error_x[c0:c1], rest_x[c0:c1], half_x[c0:c1], cut_x[c0:c1]
     least, threshold = cuts.least, cuts.threshold
     flat, bend, slope, extra = cuts.flat, cuts.bend, cuts.slope, cuts.extra
     for row in range(rows):
@@ -231,16 +238,17 @@ def mark(  # type: ignore[no-untyped-def]
         p0, p1, p2, p3, p4 = planes[0, row], planes[1, row], planes[2, row], planes[3, row], planes[4, row]
         q0, q1, q2, q3, q4 = scale_q[0, i], scale_q[1, i], scale_q[2, i], scale_q[3, i], scale_q[4, i]
         n0, n1, n2, n3, n4 = code_q[0, i], code_q[1, i], code_q[2, i], code_q[3, i], code_q[4, i]
-        half, error, cut, line = half_q[i], error_q[i], cut_q[i], marks[row]
+        half, error, rest, cut, line = half_q[i], error_q[i], rest_q[i], cut_q[i], marks[row]
         if kind == SAME_WEIGHTS:
             for j in range(columns):
-                v0 = np.float32(p0[j]) * (q0 * s0[j]) if n0 + m0[j] >= _ZERO else _NONE
-                v1 = np.float32(p1[j]) * (q1 * s1[j]) if n1 + m1[j] >= _ZERO else _NONE
-                v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else _NONE
-                v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else _NONE
-                v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else _NONE
-                middle = _mean_of_best_three(v0, v1, v2, v3, v4)
-                upper = middle + ((error + error_of[j]) * _lesser(flat, bend + slope * middle) + extra)
+                # Regions that cannot be compared have products of 0, which is what a missing one counts as:
+                # among the others it can raise the best three, never lower them.
+                v0, v1 = np.float32(p0[j]) * (q0 * s0[j]), np.float32(p1[j]) * (q1 * s1[j])
+                v2, v3 = np.float32(p2[j]) * (q2 * s2[j]), np.float32(p3[j]) * (q3 * s3[j])
+                v4 = np.float32(p4[j]) * (q4 * s4[j])
+                middle = _sum_of_best_three(v0, v1, v2, v3, v4) * _THIRD
+                off = (error + error_of[j]) * _lesser(flat, bend + slope * middle)
+                upper = middle + (off + (rest * rest_of[j] + extra))
                 level = half + half_of[j]
                 room = _greater(_ONE - level, _LEAST_ROOM)
                 reached = _greater(level + room * least, threshold)
@@ -256,7 +264,8 @@ def mark(  # type: ignore[no-untyped-def]
                 v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else _NONE
                 v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else _NONE
                 middle = _weighted(kind, v0, v1, v2, v3, v4, w)
-                upper = middle + ((error + error_of[j]) * _lesser(flat, bend + slope * middle) + extra)
+                off = (error + error_of[j]) * _lesser(flat, bend + slope * middle)
+                upper = middle + (off + (rest * rest_of[j] + extra))
                 level = half + half_of[j]
                 room = _greater(_ONE - level, _LEAST_ROOM)
                 reached = _greater(level + room * least, threshold)
@@ -381,21 +390,21 @@ def push_all(heaps, query, value):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def kth_lower_bounds(  # type: ignore[no-untyped-def]
-    scores, k, error_q, half_q, number_q, error_x, half_x, number_x, cuts, bounds
+    scores, k, error_q, rest_q, half_q, number_q, error_x, rest_x, half_x, number_x, cuts, bounds
 ):
     """What the k-th best normalised score of each row is at least.
 
     Args:
-        scores: (rows, columns) float32 in eight bits; bounds instead afterwards. Per side: error, half (of a
-            level), number (of the picture), one-dimensional.
+        scores: (rows, columns) float32 in eight bits; bounds instead afterwards. Per side: error, rest, half
+            (of a level), number (of the picture), one-dimensional.
         bounds: (rows,) float32, the result.
     """
     flat, bend, slope, extra = cuts.flat, cuts.bend, cuts.slope, cuts.extra
     for i in range(scores.shape[0]):
-        line, error, half = scores[i], error_q[i], half_q[i]
+        line, error, rest, half = scores[i], error_q[i], rest_q[i], half_q[i]
         for j in range(len(line)):
             level = half + half_x[j]
-            off = (error + error_x[j]) * _lesser(flat, bend + slope * line[j]) + extra
+            off = (error + error_x[j]) * _lesser(flat, bend + slope * line[j]) + (rest * rest_x[j] + extra)
             line[j] = (line[j] - off - level) / _greater(_ONE - level, _LEAST_ROOM)
         heap = np.full((1, k), -np.inf, np.float32)
         for j in range(len(line)):
@@ -419,12 +428,12 @@ def _raise_cut(known, low, heap, starts, slack, p, cut):  # type: ignore[no-unty
 @njit(cache=True, nogil=True)
 def collect(  # type: ignore[no-untyped-def]
     kind, rows, columns, planes, first_row, first_column,
-    scale_q, error_q, scale_x, error_x, cuts, marks, words, held,
+    scale_q, error_q, rest_q, scale_x, error_x, rest_x, cuts, marks, words, held,
 ):  # fmt: skip
     """Gather the marked pairs of a tile, picture by picture, less those that others of the tile have beaten.
 
     Args:
-        rows, columns: ``Side``; they may be the same one. planes, ..., error_x: as ``mark`` had them for the
+        rows, columns: ``Side``; they may be the same one. planes, ..., rest_x: as ``mark`` had them for the
             garments as they are. marks: (rows, columns or more) uint8, 0 afterwards; words: the same, 8 at a
             time. held: ``Held``, with room for all pairs of the tile.
 
@@ -465,7 +474,8 @@ def collect(  # type: ignore[no-untyped-def]
                             middle = _mean_of_best_three(v0, v1, v2, v3, v4)
                         else:
                             middle = _weighted(kind, v0, v1, v2, v3, v4, _sixteen(weights_q, i))
-                        error = (error_q[i] + error_x[j]) * _lesser(flat, bend + slope * middle) + extra
+                        error = (error_q[i] + error_x[j]) * _lesser(flat, bend + slope * middle)
+                        error += rest_q[i] * rest_x[j] + extra
                         level = half_q[i] + half_x[j]
                         room = _greater(_ONE - level, _LEAST_ROOM)
                         upper = _greater(upper, (middle + error - level) / room)

@@ -52,10 +52,12 @@ def catalogue(
     several: float = 0.2,
     plain: float = 0.0,
     all_visible: bool = False,
+    padded: int = 0,
 ) -> Catalogue:
     """Clusters of looks, a share of copies with up to two changed regions, some flipped, some pictures with
     two garments, a share of plain garments that all resemble each other, more or less, regions hidden and
-    absent at random."""
+    absent at random. ``padded``: length of the vectors, all but ``dim`` directions of which are nearly
+    empty."""
     rng = np.random.default_rng(seed)
     picture = np.sort(
         np.concatenate([np.arange(pictures), rng.choice(pictures, int(several * pictures), replace=False)])
@@ -82,6 +84,14 @@ def catalogue(
     if not all_visible:
         presence = rng.choice([HIDDEN, ABSENT, PRESENT], (count, 5), p=[0.1, 0.1, 0.8]).astype(np.uint8)
     seen = presence == PRESENT
+    if padded:
+        axes = np.stack([np.linalg.qr(rng.standard_normal((padded, dim)))[0] for _ in range(5)])
+        features, mirrored = (
+            np.einsum("nrd,red->nre", values, axes) + 0.05 * unit(rng, count, 5, padded)
+            for values in (features, mirrored)
+        )
+        features /= np.linalg.norm(features, axis=-1, keepdims=True)
+        mirrored /= np.linalg.norm(mirrored, axis=-1, keepdims=True)
     return Catalogue(
         (features * seen[..., None]).astype(np.float16),
         (mirrored * seen[:, list(MIRROR), None]).astype(np.float16),

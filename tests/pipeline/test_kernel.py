@@ -15,12 +15,13 @@ from pipeline.kernel import (
     Candidates,
     Floors,
     Wanted,
+    best_of,
     best_pairs,
     prune,
     rescore,
     rounding_slack,
 )
-from pipeline.quantise import quantise, tangent
+from pipeline.quantise import Basis, quantise, tangent
 from pipeline.sift import (
     BEST_REGIONS,
     SAME_WEIGHTS,
@@ -187,20 +188,60 @@ def compared(rows: Block, columns: Block, candidates: Candidates, scoring: str) 
     return dict(zip(zip(pairs.query, pairs.match, strict=True), rest, strict=True))
 
 
+def basis_of(source: Catalogue, rank: int | None) -> Basis | None:
+    """The leading directions of the garments; of negative rank, some that have nothing to do with them."""
+    if rank is None:
+        return None
+    features = source.features.astype(np.float64)
+    if rank < 0:
+        features = np.random.default_rng(0).standard_normal(features.shape)
+    moments = np.einsum("nrd,nre->rde", features, features)
+    return Basis.of(np.linalg.eigh(moments)[1][..., ::-1][..., : abs(rank)])
+
+
+@pytest.mark.parametrize("rank", [1, 8, 16, 32, -8])
+def test_any_basis_gives_the_same_pairs(monkeypatch, rank):
+    monkeypatch.setattr(kernel, "_TILE_ROWS", 64)
+    monkeypatch.setattr(kernel, "_SEEDS", 40)
+    source = catalogue(250, dim=12, seed=4, padded=64)
+    wanted = Wanted(5, 0.7, 0.2, 12)
+    several, marked = [], []
+    for basis in (None, basis_of(source, rank)):
+        one = replace(block(source, np.arange(250)), basis=basis)
+        kept, _ = best_pairs(one, one, wanted, nothing_known(250), slack=rounding_slack(one.level, one.level))
+        found = compared(one, one, kept.candidates, "best_regions")
+        order = sorted(found, key=lambda pair: (pair[0], -found[pair][1], pair[1]))
+        several.append(({pair: found[pair] for pair in order}, kept.left_out))
+        marked.append(one.codes.rest.max())
+    assert several[0] == several[1]
+    assert marked[0] == 0 < marked[1]
+
+
+def test_blocks_of_two_bases_are_not_compared():
+    source = catalogue(20, dim=12, padded=64)
+    one, other = (replace(block(source, np.arange(20)), basis=basis_of(source, rank)) for rank in (8, 16))
+    with pytest.raises(ValueError, match="two bases"):
+        best_pairs(one, other, Wanted(5, 0.7, 0.2, 12), nothing_known(20), slack=1e-4)
+
+
 @pytest.mark.parametrize("tile", [7, 512])
+@pytest.mark.parametrize("rank", [None, 12])
 @pytest.mark.parametrize(
     ("scoring", "weighted"), [("best_regions", False), ("best_regions", True), ("weighted", True)]
 )
 def test_both_directions_of_two_blocks_hold_what_one_pair_after_the_other_gives(
-    monkeypatch, scoring, weighted, tile
+    monkeypatch, scoring, weighted, rank, tile
 ):
     monkeypatch.setattr(kernel, "_TILE_ROWS", tile)
     monkeypatch.setattr(kernel, "_TILE_COLUMNS", tile + 3)
     source = catalogue(90, dim=32, seed=1)
     table = np.random.default_rng(3).choice([0, 0.5, 1, 2], (len(source.picture), 5)).astype(np.float32)
     weights = table if weighted else None
-    one = block(source, np.arange(90), weights)
-    left, right = block(source, np.arange(40), weights), block(source, np.arange(40, 90), weights)
+    basis = basis_of(source, rank)
+    one, left, right = (
+        replace(block(source, pictures, weights), basis=basis)
+        for pictures in (np.arange(90), np.arange(40), np.arange(40, 90))
+    )
     slack = rounding_slack(one.level, one.level)
     query, match = np.nonzero(~np.eye(90, dtype=bool))
     plain = rescore(one, one, query, match, scoring=scoring, mirrored=True)
@@ -236,6 +277,27 @@ def test_both_directions_of_two_blocks_hold_what_one_pair_after_the_other_gives(
             elif reached:
                 left_out += (q, plain.match[p]) not in at_once
     assert whole.left_out == left_out
+
+
+@pytest.mark.parametrize("scoring", ["best_regions", "weighted"])
+def test_the_best_of_all_pairs_are_the_best_pairs(scoring):
+    source = catalogue(120, dim=24, seed=6)
+    table = np.random.default_rng(3).choice([0, 0.5, 1, 2], (len(source.picture), 5)).astype(np.float32)
+    rows, columns = block(source, np.arange(30, 70), table), block(source, np.arange(120), table)
+    wanted, slack = Wanted(5, 0.3, -1, 8), rounding_slack(columns.level, columns.level)
+    query, match = np.nonzero(rows.picture[:, None] != columns.picture)
+    options = {"slack": slack, "scoring": scoring}
+    chosen = best_of(rows, columns, query, match, wanted, **options)
+    whole, _ = best_pairs(rows, columns, wanted, nothing_known(len(rows)), **options)
+    assert chosen.left_out == whole.left_out > 0
+    assert compared(rows, columns, chosen.candidates, scoring) == compared(
+        rows, columns, whole.candidates, scoring
+    )
+    few = query + match > 60
+    some = best_of(rows, columns, query[few], match[few], wanted, **options).candidates
+    allowed = set(zip(rows.picture[query[few]], match[few], strict=True))
+    assert set(zip(some.query, some.match, strict=True)) <= allowed
+    assert len(some) >= 5 * len(np.unique(query[few])) * 0.9
 
 
 def test_what_is_known_saves_work_and_loses_nothing(monkeypatch):

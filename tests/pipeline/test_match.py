@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline import quantise
 from pipeline.errors import UserError
 from pipeline.index import build_index
 from pipeline.judge import judge
@@ -261,6 +262,18 @@ def test_columns_of_a_pair_agree_with_each_other(tmp_path, settings_for):
         assert row["normalised_score"] <= row["score"] + 1e-6 or row["score"] > 1 or row["score"] < 0
 
 
+def test_projected_or_not_the_result_is_the_same(tmp_path, settings_for, monkeypatch):
+    source = catalogue(200, seed=5, padded=64)
+    several = []
+    for most_outside in (0.015, 0):
+        monkeypatch.setattr(quantise, "_MOST_OUTSIDE", most_outside)
+        run = write_run(tmp_path / str(most_outside), source, plain_items(200))
+        match(run, settings_for("match.min_score=0.5"))
+        several.append((run.stage_record("match")["multiplied_dim"], pq.read_table(run.pairs_path)))
+    assert [dim for dim, _ in several] == [32, 64]
+    assert several[0][1].equals(several[1][1])
+
+
 # --- independence
 
 
@@ -272,8 +285,9 @@ def results(run: RunDirectory) -> tuple[pa.Table, pa.Table, int]:
     )
 
 
-def test_result_does_not_depend_on_blocks_or_shards(tmp_path, settings_for, ray_local):
-    source, items = catalogue(200, copies=0.6, seed=3), shared_items(200)
+@pytest.mark.parametrize(("padded", "multiplied"), [(0, 16), (64, 32)])
+def test_result_does_not_depend_on_blocks_or_shards(tmp_path, settings_for, ray_local, padded, multiplied):
+    source, items = catalogue(200, copies=0.6, seed=3, padded=padded), shared_items(200)
     several = []
     for number, (shards, size) in enumerate([(1, 4096), (3, 100), (7, 37)]):
         run = write_run(tmp_path / str(number), source, items, shards=shards, seed=number)
@@ -282,10 +296,11 @@ def test_result_does_not_depend_on_blocks_or_shards(tmp_path, settings_for, ray_
             f"match.block_size={size}",
             "match.min_score=0.3",
             "match.max_pairs_per_item=25",
-            "match.background_size=50",
+            "match.background_size=80",
         )
         match(run, settings)
         judge(run, settings)
+        assert run.stage_record("match")["multiplied_dim"] == multiplied
         several.append(results(run))
     assert several[0][2] > 1000
     for other in several[1:]:
