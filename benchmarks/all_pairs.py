@@ -549,8 +549,8 @@ def _growth(stages: dict[tuple[bool, int], dict[str, Any]]) -> list[str]:
         "best of each",
         "item (pairs that are among the best so far, each scored in float32), which grows with N log N; the "
         "smaller the",
-        "catalogue and the cheaper the product, the more the second shows, and the further the exponent stays "
-        "below 2",
+        "catalogue and the cheaper the product, the more the second shows, and the further the exponent "
+        "stays below 2",
         "(10,000 are one block and do not start Ray).",
         "",
     ]
