@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from page import add_out, deliver
 from torch import nn
 
 from pipeline.catalogue import read_catalogue
@@ -295,17 +296,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--weights", help="weights folder; default: the shipped ones")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for psnet scan")
-    parser.add_argument("--out", type=Path, help="Markdown file; default: the terminal")
+    add_out(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*options.set, *([f"extract.weights={options.weights}"] if options.weights else [])]
         settings = load_settings(None, overrides)
         figures, parts = measure(options.catalogue, options.images, settings, Path(folder))
     command = f"python benchmarks/extraction.py CATALOGUE --images {options.images}"
-    text = to_markdown(command, figures, parts)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+    deliver(to_markdown(command, figures, parts), options.out)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from extraction import pictures_of, predict_all
 from index import Looks
+from page import add_out, deliver
 
 from pipeline import kernel, torch_kernel
 from pipeline.catalogue import read_catalogue
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for psnet scan")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--out", type=Path, help="Markdown file; default: the terminal")
+    add_out(parser)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
@@ -204,10 +205,7 @@ def main() -> None:
         figures = extraction(options.catalogue, options.images, device, options.set)
         lines += ["", "Extraction, images a second:", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {value:,.2f} |" for name, value in figures.items()]
-    text = "\n".join(lines) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+    deliver("\n".join(lines) + "\n", options.out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from all_pairs import write_run
+from page import add_out, deliver
 
 from pipeline.catalogue import read_catalogue
 from pipeline.crawl import crawl
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--garments", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="Markdown file; default: the terminal")
+    add_out(parser)
     options = parser.parse_args(argv)
     settings = load_settings(None, [])
     lines = [
@@ -130,10 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, work in works.items():
         one, two = compare(work, settings, options.repeats)
         lines.append(f"| {name} | {one:.1f} | {two:.1f} | {one / two:.2f} |")
-    text = "\n".join(lines) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+    deliver("\n".join(lines) + "\n", options.out)
 
 
 if __name__ == "__main__":

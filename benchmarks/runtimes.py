@@ -17,10 +17,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from page import add_out, deliver
 from torch import nn
 
 from pipeline.check import load_model
@@ -73,7 +73,7 @@ def by_openvino(network: nn.Module, images: torch.Tensor, precision: str) -> tup
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--out", type=Path, help="Markdown file; default: the terminal")
+    add_out(parser)
     options = parser.parse_args()
     try:
         import openvino
@@ -111,17 +111,15 @@ def main() -> None:
         for precision in left:
             faster = found[f"OpenVINO {precision}"][0] / found[f"torch {precision}"][0]
             left[precision] -= SHARES[name] * (1 - 1 / faster)
+    shares = " and ".join(f"{100 * share:.0f} %" for share in SHARES.values())
     gains = " and ".join(f"{1 / time - 1:.0%} in {precision}" for precision, time in left.items())
     lines += [
         "",
-        "The two take 38 % and 17 % of the models' time (`EXTRACTION.md`); with all else as it is, OpenVINO "
+        f"The two take {shares} of the models' time (`EXTRACTION.md`); with all else as it is, OpenVINO "
         f"would make extraction faster by {gains}. It is not taken: where bfloat16 works, that is less than "
         "a second runtime beside torch, with a conversion of its own to keep right, is worth.",
     ]
-    text = "\n".join(lines) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+    deliver("\n".join(lines) + "\n", options.out)
 
 
 if __name__ == "__main__":

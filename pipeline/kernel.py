@@ -19,7 +19,7 @@ Pairs are pairs of pictures: of their garments' pairs the one that ranks first s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -262,13 +262,31 @@ def best_pairs(
     Memory O(codes + pairs kept).
     """
     kind = kind_of(scoring, np.concatenate([rows.weights, columns.weights]))
+
+    def search(left: Block, right: Block, known: Floors, of_right: Floors | None) -> tuple[Kept, Kept | None]:
+        found = _BlockSearch(left, right, wanted, known, of_right, slack, kind, mirrored).run()
+        return found.to_rows.kept(), None if of_right is None else found.to_columns.kept()
+
+    return both_sides(search, kind, rows, columns, row_floors, column_floors)
+
+
+def both_sides(
+    search: Callable[[Block, Block, Floors, Floors | None], tuple[Kept, Kept | None]],
+    kind: int,
+    rows: Block,
+    columns: Block,
+    row_floors: Floors,
+    column_floors: Floors | None,
+) -> tuple[Kept, Kept | None]:
+    """What ``search`` finds for both blocks as queries, at once where a pair scores the same for both.
+
+    Args:
+        search: takes the other arguments and answers as ``best_pairs`` does. kind: ``kind_of`` both.
+    """
     if kind != SAME_WEIGHTS and columns is not rows and column_floors is not None:
         # The two sides score a pair differently: each asks for itself.
-        forward = _BlockSearch(rows, columns, wanted, row_floors, None, slack, kind, mirrored)
-        backward = _BlockSearch(columns, rows, wanted, column_floors, None, slack, kind, mirrored)
-        return forward.run().to_rows.kept(), backward.run().to_rows.kept()
-    search = _BlockSearch(rows, columns, wanted, row_floors, column_floors, slack, kind, mirrored).run()
-    return search.to_rows.kept(), None if column_floors is None else search.to_columns.kept()
+        return search(rows, columns, row_floors, None)[0], search(columns, rows, column_floors, None)[0]
+    return search(rows, columns, row_floors, column_floors)
 
 
 def best_of(

@@ -37,9 +37,11 @@ _REACHING = np.uint8(16)
 # Two regions can be compared where these add up to 0 or more; both are present where they add up to 2.
 _CODE = {Presence.HIDDEN: -4.0, Presence.ABSENT: -1.0, Presence.PRESENT: 1.0}
 _BOTH_PRESENT = np.float32(2)
-# Stands for "not comparable" among cosines: far below all sums of them, and its own sums are finite.
-_NONE = np.float32(-1e30)
-_NOTHING = np.float32(-1e29)
+NONE = np.float32(-1e30)
+NOTHING = np.float32(-1e29)
+"""``NONE`` stands for "not comparable" among cosines: far below all sums of them, and its own sums are
+finite; what lies above ``NOTHING`` is a cosine."""
+
 _THIRD = np.float32(1 / 3)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 # As ``psnet.similarity.room_above``.
@@ -155,7 +157,7 @@ def _lesser(a, b):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def _or_zero(a):  # type: ignore[no-untyped-def]
-    return a if a > _NOTHING else _ZERO
+    return a if a > NOTHING else _ZERO
 
 
 @njit(cache=True, inline="always")
@@ -176,7 +178,7 @@ def _sum_of_best_three(a, b, c, d, e):  # type: ignore[no-untyped-def]
 @njit(cache=True, inline="always")
 def _weighted(kind, v0, v1, v2, v3, v4, w):  # type: ignore[no-untyped-def]
     """The other two scorings. ``w``: sixteen numbers, a column of ``weight_table``."""
-    k0, k1, k2, k3, k4 = v0 > _NOTHING, v1 > _NOTHING, v2 > _NOTHING, v3 > _NOTHING, v4 > _NOTHING
+    k0, k1, k2, k3, k4 = v0 > NOTHING, v1 > NOTHING, v2 > NOTHING, v3 > NOTHING, v4 > NOTHING
     p0, p1, p2, p3, p4 = w[0] * v0, w[1] * v1, w[2] * v2, w[3] * v3, w[4] * v4
     total = (p0 if k0 else _ZERO) + (p1 if k1 else _ZERO) + (p2 if k2 else _ZERO)
     total += (p3 if k3 else _ZERO) + (p4 if k4 else _ZERO)
@@ -258,11 +260,11 @@ def mark(  # type: ignore[no-untyped-def]
         else:
             w = _sixteen(weights_q, i)
             for j in range(columns):
-                v0 = np.float32(p0[j]) * (q0 * s0[j]) if n0 + m0[j] >= _ZERO else _NONE
-                v1 = np.float32(p1[j]) * (q1 * s1[j]) if n1 + m1[j] >= _ZERO else _NONE
-                v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else _NONE
-                v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else _NONE
-                v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else _NONE
+                v0 = np.float32(p0[j]) * (q0 * s0[j]) if n0 + m0[j] >= _ZERO else NONE
+                v1 = np.float32(p1[j]) * (q1 * s1[j]) if n1 + m1[j] >= _ZERO else NONE
+                v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else NONE
+                v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else NONE
+                v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else NONE
                 middle = _weighted(kind, v0, v1, v2, v3, v4, w)
                 off = (error + error_of[j]) * _lesser(flat, bend + slope * middle)
                 upper = middle + (off + (rest * rest_of[j] + extra))
@@ -278,7 +280,7 @@ def _coarse(  # type: ignore[no-untyped-def]
 ):
     """A region's cosine in eight bits."""
     if code_q[region, i] + code_x[region, j] < _ZERO:
-        return _NONE
+        return NONE
     return np.float32(planes[region, row, column]) * (scale_q[region, i] * scale_x[region, j])
 
 
@@ -298,11 +300,11 @@ def coarse_scores(  # type: ignore[no-untyped-def]
         n0, n1, n2, n3, n4 = code_q[0, i], code_q[1, i], code_q[2, i], code_q[3, i], code_q[4, i]
         w, line = _sixteen(weights_q, i), scores[row]
         for j in range(columns):
-            v0 = np.float32(p0[j]) * (q0 * s0[j]) if n0 + m0[j] >= _ZERO else _NONE
-            v1 = np.float32(p1[j]) * (q1 * s1[j]) if n1 + m1[j] >= _ZERO else _NONE
-            v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else _NONE
-            v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else _NONE
-            v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else _NONE
+            v0 = np.float32(p0[j]) * (q0 * s0[j]) if n0 + m0[j] >= _ZERO else NONE
+            v1 = np.float32(p1[j]) * (q1 * s1[j]) if n1 + m1[j] >= _ZERO else NONE
+            v2 = np.float32(p2[j]) * (q2 * s2[j]) if n2 + m2[j] >= _ZERO else NONE
+            v3 = np.float32(p3[j]) * (q3 * s3[j]) if n3 + m3[j] >= _ZERO else NONE
+            v4 = np.float32(p4[j]) * (q4 * s4[j]) if n4 + m4[j] >= _ZERO else NONE
             if kind == SAME_WEIGHTS:
                 line[j] = _mean_of_best_three(v0, v1, v2, v3, v4)
             else:
@@ -319,7 +321,7 @@ def _dot(a, i, b, j, region):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def _cosine(a, i, b, j, region, code):  # type: ignore[no-untyped-def]
-    return _dot(a, i, b, j, region) if code == _BOTH_PRESENT else (_ZERO if code >= _ZERO else _NONE)
+    return _dot(a, i, b, j, region) if code == _BOTH_PRESENT else (_ZERO if code >= _ZERO else NONE)
 
 
 @njit(cache=True, nogil=True)
@@ -458,7 +460,7 @@ def collect(  # type: ignore[no-untyped-def]
                     continue
                 p, x = picture_q[first_row + row], picture_x[first_column + column]
                 bits = np.uint8(0)
-                upper, lower, score = _NONE, _NONE, _NONE
+                upper, lower, score = NONE, NONE, NONE
                 for i in range(starts_q[p], starts_q[p + 1]):
                     at = i - first_row
                     for j in range(starts_x[x], starts_x[x + 1]):

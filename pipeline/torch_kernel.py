@@ -30,12 +30,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from pipeline.kernel import MARGIN, Asking, Block, Floors, Kept, Wanted, kind_of, tiles
-from pipeline.sift import NOT_REACHED, PERHAPS_REACHED, SAME_WEIGHTS, SURELY_REACHED, WEIGHTED, Found
+from pipeline.kernel import MARGIN, Asking, Block, Floors, Kept, Wanted, both_sides, kind_of, tiles
+from pipeline.sift import (
+    NONE,
+    NOT_REACHED,
+    NOTHING,
+    PERHAPS_REACHED,
+    SAME_WEIGHTS,
+    SURELY_REACHED,
+    WEIGHTED,
+    Found,
+)
 from psnet.regions import NUM_REGIONS
 from psnet.similarity import room_above
 
@@ -46,8 +56,7 @@ _TILE_COLUMNS = 4096
 _RESCORED_AT_ONCE = 1 << 14
 # Blocks that stay on the device: the next task has one of them, as a rule.
 _BLOCKS_ON_DEVICE = 3
-# Stand for "not comparable", as in ``pipeline.sift``.
-_NONE, _NOTHING = -1e30, -1e29
+_NONE, _NOTHING = float(NONE), float(NOTHING)
 _LEAST_ROOM = float(room_above(np.ones(1, np.float32))[0])
 
 
@@ -74,18 +83,11 @@ def best_pairs(
     kind = kind_of(scoring, np.concatenate([rows.weights, columns.weights]))
     chosen = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
 
-    def search(left: Block, right: Block, floors: Floors, others: Floors | None) -> _Search:
-        return _Search(left, right, wanted, floors, others, slack, kind, mirrored, place, chosen).run()
+    def search(left: Block, right: Block, known: Floors, of_right: Floors | None) -> tuple[Kept, Kept | None]:
+        found = _Search(left, right, wanted, known, of_right, slack, kind, mirrored, place, chosen).run()
+        return found.to_rows.kept(), None if found.to_columns is None else found.to_columns.kept()
 
-    if column_floors is not None and columns is not rows and kind != SAME_WEIGHTS:
-        # The two sides score a pair differently: each asks for itself.
-        forward, backward = (
-            search(rows, columns, row_floors, None),
-            search(columns, rows, column_floors, None),
-        )
-        return forward.to_rows.kept(), backward.to_rows.kept()
-    both = search(rows, columns, row_floors, column_floors)
-    return both.to_rows.kept(), None if both.to_columns is None else both.to_columns.kept()
+    return both_sides(search, kind, rows, columns, row_floors, column_floors)
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ class _Search:
                 for start, stop in asked:
                     garments = slice(start, stop)
                     planes = _products(asking.features[:, garments], other.features[:, at])
-                    score = _scores(self._kind, *self._operands(asking, garments, other, at, planes))
+                    score = _scores(self._kind, self._met(asking, garments, other, at, planes))
                     level = asking.half[garments, None] + other.half[at]
                     least = (score - self._off - level) / _room(level)
                     own = asking.number[asking.picture[garments], None] == other.number[other.picture[at]]
@@ -283,7 +285,7 @@ class _Search:
         numbers = self._wanted.threshold, self._wanted.normalised_threshold, self._off
         marks = self._marks(
             self._kind,
-            *self._operands(asking, garments, other, at, planes),
+            self._met(asking, garments, other, at, planes),
             (asking.half[garments], other.half[at]),
             (asking.number[asking.picture[garments]], other.number[other.picture[at]]),
             asking.cut(garments),
@@ -292,15 +294,12 @@ class _Search:
         row, column = marks.nonzero(as_tuple=True)
         return row + garments.start, column + at.start
 
-    def _operands(
-        self, asking: _Side, garments: slice, other: _Side, at: slice, planes: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See ``_scores``."""
+    def _met(self, asking: _Side, garments: slice, other: _Side, at: slice, planes: torch.Tensor) -> _Tile:
         turned = None
         if self._mirrored:
             turned = _products(asking.features[:, garments], other.mirrored[:, at])
         codes = asking.code_query[:, garments], other.code[:, at], other.code_mirrored[:, at]
-        return planes, turned, *codes, asking.weights[:, garments]
+        return _Tile(planes, turned, *codes, asking.weights[:, garments])
 
     def _refine(self, asking: _Side, other: _Side, row: torch.Tensor, column: torch.Tensor) -> None:
         """Score the pictures of marked garments in float32, with all of their garments, and note them.
@@ -364,47 +363,45 @@ class _Search:
         return value, reach
 
 
+class _Tile(NamedTuple):
+    """n garments that ask and m that they meet.
+
+    ``planes``, ``turned``: (5, n, m) products with the garments as they are and, unless None, flipped.
+    ``code_q``: (5, n), ``code_x``, ``turned_x``: (5, m), see ``pipeline.sift.presence_codes``; ``weights``:
+    (16, n).
+    """
+
+    planes: torch.Tensor
+    turned: torch.Tensor | None
+    code_q: torch.Tensor
+    code_x: torch.Tensor
+    turned_x: torch.Tensor
+    weights: torch.Tensor
+
+
 def _products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(5, n, d) and (5, m, d) to (5, n, m)."""
     return torch.bmm(left, right.transpose(1, 2))
 
 
-def _scores(
-    kind: int,
-    planes: torch.Tensor,
-    turned: torch.Tensor | None,
-    code_q: torch.Tensor,
-    code_x: torch.Tensor,
-    turned_x: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
-    """(n, m) float32 scores of all pairs of a tile.
-
-    Args:
-        planes, turned: (5, n, m) products with the garments as they are and, unless None, flipped.
-        code_q: (5, n), code_x, turned_x: (5, m), see ``pipeline.sift.presence_codes``; weights: (16, n).
-    """
-    table = [weight[:, None] for weight in weights]
+def _scores(kind: int, tile: _Tile) -> torch.Tensor:
+    """(n, m) float32 scores of all pairs of a tile."""
+    table = [weight[:, None] for weight in tile.weights]
 
     def one(products: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         values = [
-            torch.where(code_q[r, :, None] + code[r] >= 0, products[r].float(), _NONE)
+            torch.where(tile.code_q[r, :, None] + code[r] >= 0, products[r].float(), _NONE)
             for r in range(NUM_REGIONS)
         ]
         return score_of_values(kind, values, table)
 
-    score = one(planes, code_x)
-    return score if turned is None else torch.maximum(score, one(turned, turned_x))
+    score = one(tile.planes, tile.code_x)
+    return score if tile.turned is None else torch.maximum(score, one(tile.turned, tile.turned_x))
 
 
 def _marks(
     kind: int,
-    planes: torch.Tensor,
-    turned: torch.Tensor | None,
-    code_q: torch.Tensor,
-    code_x: torch.Tensor,
-    turned_x: torch.Tensor,
-    weights: torch.Tensor,
+    tile: _Tile,
     half: tuple[torch.Tensor, torch.Tensor],
     number: tuple[torch.Tensor, torch.Tensor],
     cut: torch.Tensor,
@@ -418,7 +415,7 @@ def _marks(
         numbers: the two thresholds, and what a score may be off by.
     """
     threshold, least, off = numbers[0], numbers[1], numbers[2]
-    upper = _scores(kind, planes, turned, code_q, code_x, turned_x, weights) + off
+    upper = _scores(kind, tile) + off
     level = half[0][:, None] + half[1]
     room = _room(level)
     reached = torch.maximum(level + room * least, threshold)

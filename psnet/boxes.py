@@ -23,3 +23,8 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     both = intersections(boxes, others)
     union = areas(boxes) + areas(others) - both
     return np.divide(both, union, out=np.zeros_like(both, np.float64), where=union > 0)
+
+
+def mirror_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
+    """Boxes (..., 4) in the mirror image of a picture ``width`` px wide."""
+    return np.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)

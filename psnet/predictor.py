@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from psnet.boxes import areas, intersections, overlaps
+from psnet.boxes import areas, intersections, mirror_boxes, overlaps
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.device import autocast, resolve_device
 from psnet.fusion import fold_batch_norm
@@ -97,11 +97,10 @@ class _Reading:
 
     def mirrored(self, side: int, swap: np.ndarray) -> _Reading:
         """What it means of the mirror image; ``swap`` (K,): every landmark's partner there."""
-        turned = self.boxes[[*MIRROR, NUM_REGIONS]]
         return replace(
             self,
             points=np.stack([side - self.points[swap, 0], self.points[swap, 1]], -1),
-            boxes=np.stack([side - turned[:, 2], turned[:, 1], side - turned[:, 0], turned[:, 3]], -1),
+            boxes=mirror_boxes(self.boxes[[*MIRROR, NUM_REGIONS]], side),
             visibility=self.visibility[swap],
             chances=self.chances[list(MIRROR)],
             heatmaps=self.heatmaps.flip(-1)[torch.from_numpy(swap.copy()).to(self.heatmaps.device)],
@@ -124,7 +123,6 @@ class _Placed:
     reading: _Reading
     box: np.ndarray
     regions: np.ndarray
-    chances: np.ndarray
 
     @property
     def score(self) -> float:
@@ -132,7 +130,7 @@ class _Placed:
 
     @property
     def presence(self) -> np.ndarray:
-        return self.chances.argmax(-1).astype(np.uint8)
+        return self.reading.chances.argmax(-1).astype(np.uint8)
 
     def to_picture(self, xy: np.ndarray) -> np.ndarray:
         """(..., 2) pixels of the crop -> pixels of the picture."""
@@ -148,7 +146,7 @@ class _Placed:
         return replace(
             self,
             regions=np.where(absent, self.regions, inside).astype(np.float32),
-            chances=np.eye(len(Presence), dtype=np.float32)[codes],
+            reading=replace(self.reading, chances=np.eye(len(Presence), dtype=np.float32)[codes]),
         )
 
     @property
@@ -375,7 +373,6 @@ class Predictor:
             reading=reading,
             box=(reading.boxes[NUM_REGIONS] * scale + np.tile(frame[:2], 2)).astype(np.float32),
             regions=self._region_boxes(reading.points, reading.boxes, dress),
-            chances=reading.chances,
         )
 
     def _look_flipped(self, placed: Sequence[_Placed]) -> list[_Placed]:
@@ -434,7 +431,7 @@ class Predictor:
                 ).astype(np.float32),
                 region_boxes=one.region_boxes,
                 presence=one.presence,
-                presence_score=one.chances.max(-1).astype(np.float32),
+                presence_score=one.reading.chances.max(-1).astype(np.float32),
                 features=plain * seen,
                 mirrored_features=flipped * seen[list(MIRROR)],
             )
@@ -457,10 +454,9 @@ class Predictor:
                 plain, flipped = branch(crops), branch(mirrored)
                 return plain.float().cpu().numpy(), flipped.float().cpu().numpy()
             heat = self.model.landmarks.codec.guide(torch.stack([p.reading.heatmaps for p in placed]))
-            boxes = torch.from_numpy(np.stack([p.regions for p in placed])).to(self.device)
-            turned = torch.stack(
-                [side - boxes[..., 2], boxes[..., 1], side - boxes[..., 0], boxes[..., 3]], -1
-            )[:, order]
+            found = np.stack([p.regions for p in placed])
+            boxes = torch.from_numpy(found).to(self.device)
+            turned = torch.from_numpy(mirror_boxes(found, side)[:, order]).to(self.device)
             swap = torch.from_numpy(Taxonomy.load(self.model.config.taxonomy).swap.copy()).to(self.device)
             plain, flipped = branch(crops, boxes, heat), branch(mirrored, turned, heat.flip(-1)[:, swap])
         return plain.float().cpu().numpy(), flipped.float().cpu().numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,11 @@ from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.detector import CATEGORIES
 from psnet.taxonomy import Taxonomy
-from psnet.train.landmarks import Shown, edited, nothing, subject_of
+from psnet.train.landmarks import Shown, nothing, photographed
 
 DETECTOR_CAMERA = CameraRange(
     side=320, rotation=9, wild_rotation=0.06, fill=(0.3, 1.06), shift=0.09, new_background=0.5, colour=0.2
 )
-# What was cut off an edited garment would show on its own background.
-EDITED_CAMERA = replace(DETECTOR_CAMERA, new_background=1.0, colour=0.25)
 
 
 class DetectorSamples:
@@ -43,12 +40,9 @@ class DetectorSamples:
         other = self.garments[int(rng.integers(len(self.garments)))].read()
         if self.empty and rng.random() < 0.5:
             other = read_pixels(self.empty[int(rng.integers(len(self.empty)))])
-        if self.edited and rng.random() < self.edited:
-            donor = self.garments[int(rng.integers(len(self.garments)))]
-            subject, camera = edited(garment, donor, rng), EDITED_CAMERA
-        else:
-            subject, camera = subject_of(garment), DETECTOR_CAMERA
-        view = rephotograph(subject, rng, camera, swap=self.swap, other=other)
+        view = photographed(
+            garment, self.garments, self.edited, DETECTOR_CAMERA, rng, swap=self.swap, other=other
+        )
         return view.pixels, view.box, CATEGORIES.index(garment.category) + 1
 
     def sample(self, index: int) -> dict[str, Tensor]:

@@ -24,8 +24,6 @@ from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 LANDMARK_CAMERA = CameraRange(
     side=272, rotation=10, wild_rotation=0.1, fill=(0.45, 1.12), shift=0.07, colour=0.2
 )
-# What was cut off an edited garment would show on its own background.
-EDITED_CAMERA = replace(LANDMARK_CAMERA, new_background=1.0, colour=0.25)
 
 
 # Category of a crop without a garment: what cross-entropy ignores.
@@ -45,6 +43,30 @@ def edited(garment: LabelledGarment, donor: LabelledGarment, rng: np.random.Gene
     parts = random_parts(bool(garment.absent[1:3].all()), int(rng.integers(1, 4)), rng)
     subject, _ = edit_parts(subject_of(garment), parts, rng, subject_of(donor))
     return subject
+
+
+def for_edited(camera: CameraRange) -> CameraRange:
+    """The camera for edited garments: what was cut off one would show on its own background."""
+    return replace(camera, new_background=1.0, colour=0.25)
+
+
+def photographed(
+    garment: LabelledGarment,
+    garments: Sequence[LabelledGarment],
+    edited_share: float,
+    camera: CameraRange,
+    rng: np.random.Generator,
+    *,
+    swap: np.ndarray,
+    other: np.ndarray,
+) -> View:
+    """One new photograph of a garment, which is edited first with the chance ``edited_share``, by another of
+    ``garments``; ``swap``, ``other`` as in ``rephotograph``."""
+    subject = None
+    if edited_share and rng.random() < edited_share:
+        donor = garments[int(rng.integers(len(garments)))]
+        subject, camera = edited(garment, donor, rng), for_edited(camera)
+    return rephotograph(subject or subject_of(garment), rng, camera, swap=swap, other=other)
 
 
 def nothing(pixels: np.ndarray, box: np.ndarray | None = None) -> Subject:
@@ -144,7 +166,9 @@ class LandmarkSamples:
             sides = rng.uniform(0.3, 1.0, 2) * (width, height)
             corner = rng.uniform(0, 1, 2) * ((width, height) - sides)
             return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
-        view = self._view(garment, other, rng)
+        view = photographed(
+            garment, self.garments, self.edited, LANDMARK_CAMERA, rng, swap=self.swap, other=other
+        )
         if kind < 0.25:
             # A corner of the picture with little of the garment in it.
             height, width = view.pixels.shape[:2]
@@ -152,12 +176,6 @@ class LandmarkSamples:
             corner = rng.integers(0, 2, 2) * ((width, height) - sides)
             return targets(view, None, np.concatenate([corner, corner + sides]).astype(np.float32), self.side)
         return targets(view, garment.category, self._missed(view.box, rng), self.side)
-
-    def _view(self, garment: LabelledGarment, other: np.ndarray, rng: np.random.Generator) -> View:
-        if not self.edited or rng.random() >= self.edited:
-            return rephotograph(subject_of(garment), rng, LANDMARK_CAMERA, swap=self.swap, other=other)
-        donor = self.garments[int(rng.integers(len(self.garments)))]
-        return rephotograph(edited(garment, donor, rng), rng, EDITED_CAMERA, swap=self.swap, other=other)
 
     def _missed(self, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The box as a detector gives it, off by some share of its sides."""
@@ -225,7 +243,9 @@ def edited_and_photographed(garments: Sequence[LabelledGarment], seed: int) -> l
     for index, garment in enumerate(garments):
         rng = np.random.default_rng((seed, index))
         donor, other = (garments[int(rng.integers(len(garments)))] for _ in range(2))
-        view = rephotograph(edited(garment, donor, rng), rng, EDITED_CAMERA, swap=swap, other=other.read())
+        view = rephotograph(
+            edited(garment, donor, rng), rng, for_edited(LANDMARK_CAMERA), swap=swap, other=other.read()
+        )
         shown.append((view, garment.category))
     return shown
 
@@ -292,7 +312,6 @@ def landmark_figures(
 
 
 __all__ = [
-    "EDITED_CAMERA",
     "LANDMARK_CAMERA",
     "NO_GARMENT",
     "LandmarkSamples",
@@ -300,9 +319,11 @@ __all__ = [
     "as_photographed",
     "edited",
     "edited_and_photographed",
+    "for_edited",
     "landmark_figures",
     "landmark_loss",
     "nothing",
+    "photographed",
     "presence_of",
     "subject_of",
     "targets",

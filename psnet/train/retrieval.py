@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from psnet.boxes import mirror_boxes
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand
 from psnet.data.edits import PART_REGIONS, edit_parts, random_parts, sample_parts
 from psnet.data.photographs import LabelledGarment
@@ -53,16 +54,12 @@ def mirror_subject(subject: Subject, swap: np.ndarray) -> Subject:
     width = subject.pixels.shape[1]
     points = subject.landmarks[swap].copy()
     points[:, 0] = width - points[:, 0]
-
-    def flip(boxes: np.ndarray) -> np.ndarray:
-        return np.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
-
     return Subject(
         pixels=np.ascontiguousarray(subject.pixels[:, ::-1]),
         mask=None if subject.mask is None else np.ascontiguousarray(subject.mask[:, ::-1]),
-        box=flip(subject.box),
+        box=mirror_boxes(subject.box, width),
         landmarks=points,
-        region_boxes=flip(subject.region_boxes)[list(MIRROR)],
+        region_boxes=mirror_boxes(subject.region_boxes, width)[list(MIRROR)],
     )
 
 

@@ -151,7 +151,7 @@ def test_a_part_gives_way_to_the_whole_unless_it_is_much_surer(tiny, part, whole
             score, points, np.zeros((6, 4)), points[:, 0], np.eye(5, 3), np.ones(10), torch.zeros(11, 4, 4)
         )
         box = np.array(boxes[name], np.float32)
-        return _Placed(0, box, torch.zeros(3, 64, 64), reading, box, np.zeros((5, 4)), np.eye(5, 3))
+        return _Placed(0, box, torch.zeros(3, 64, 64), reading, box, np.zeros((5, 4)))
 
     for found in (
         [placed("part", part), placed("whole", whole)],
