@@ -35,6 +35,7 @@ def nightly_scan(
         tasks.extract(run, settings)
         tasks.build_index(run, settings)
         tasks.match(run, settings)
+        tasks.verify(run, settings)
         tasks.judge(run, settings)
         tasks.report(run, settings)
     tasks.publish(run)

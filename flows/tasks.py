@@ -26,6 +26,7 @@ import pipeline.judge
 import pipeline.match
 import pipeline.report
 import pipeline.scan
+import pipeline.verify
 from pipeline.errors import UserError
 from pipeline.rundir import RunDirectory
 
@@ -61,6 +62,7 @@ crawl = stage(pipeline.crawl.crawl)
 extract = stage(pipeline.extract.extract)
 build_index = stage(pipeline.index.build_index)
 match = stage(pipeline.match.match)
+verify = stage(pipeline.verify.verify)
 judge = stage(pipeline.judge.judge)
 report = stage(pipeline.report.report)
 sweep = stage(pipeline.scan.sweep)

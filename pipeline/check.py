@@ -1,9 +1,10 @@
 """One picture against a run: which of its garments look like a copy, or an original, of something in it.
 
-    picture ─ detect, landmarks, regions, features ─▶ RUN/index ─▶ exact comparison ─▶ verdict, in words
+    picture ─ detect, landmarks, regions, features ─▶ RUN/index ─▶ exact comparison ─▶ photographs of the
+    likely ones laid upon it ─▶ verdict, in words
 
 What counts as a suspect, its score and its verdict are those of the run (``pipeline.match``,
-``pipeline.judge``), as far as its index finds it. Nothing is written.
+``pipeline.verify``, ``pipeline.judge``), as far as its index finds it. Nothing is written.
 """
 
 from __future__ import annotations
@@ -24,15 +25,27 @@ import pyarrow.parquet as pq
 from pipeline.background import Garments, background
 from pipeline.calibration import load_calibration
 from pipeline.errors import UserError
+from pipeline.extract import garment_shards
 from pipeline.garment_index import Found, Queries, open_index
 from pipeline.index_manifest import indexed_runs
 from pipeline.rundir import RunDirectory
 from pipeline.settings import Settings
 from pipeline.vectors import group_codes, weights_of
-from psnet.image import ImageError, decode_image
+from pipeline.verify import Sights, one_thread, places_in
+from psnet.image import DecodedImage, ImageError, decode_image
 from psnet.regions import REGIONS, Presence
 from psnet.similarity import normalise
-from psnet.verdict import MIN_COMPARABLE, RELATIONS, Calibration, explain, judge, modified_regions
+from psnet.verdict import (
+    MIN_COMPARABLE,
+    RELATIONS,
+    Calibration,
+    Verdict,
+    explain,
+    judge,
+    judge_registered,
+    modified_regions,
+)
+from psnet.verification import Sight, Verification, Verifier
 
 if TYPE_CHECKING:
     from psnet.predictor import Garment, Predictor
@@ -53,6 +66,7 @@ class Match:
     modified_regions: list[str]
     mirrored: bool
     cosines: dict[str, float | None]
+    registered_points: int | None
     explanation: str
 
 
@@ -115,8 +129,12 @@ class Checker:
         self._settings = settings
         self._index = open_index(run)
         self._calibration = load_calibration(settings)
-        self._items = _Items([one.items_path for one in indexed_runs(run, self._index.manifest)])
+        runs = indexed_runs(run, self._index.manifest)
+        self._items = _Items([one.items_path for one in runs])
         self._predictor = _model_of_the_run(settings, self._index.manifest.model_tag)
+        self._shards = [shard for one in runs for shard in garment_shards(one)]
+        chosen = settings.verify.enabled and self._calibration.changed_threshold is not None
+        self._verifier = Verifier.load(settings.extract.weights) if chosen else None
         size = settings.match.background_size
         self._sample = self._index.gather(*self._index.background_sample(size))
 
@@ -140,43 +158,45 @@ class Checker:
             model_seconds=round(found - start, 4),
         )
         if garments:
-            answer.garments = self._answers(garments, sha256, decoded.scale, limit)
+            answer.garments = self._answers(garments, sha256, decoded, limit)
         answer.search_seconds = round(time.perf_counter() - found, 4)
         return answer
 
     def _answers(
-        self, garments: Sequence[Garment], sha256: str, scale: float, limit: int
+        self, garments: Sequence[Garment], sha256: str, picture: DecodedImage, limit: int
     ) -> list[GarmentAnswer]:
         queries = _as_queries(garments, self._calibration, mirrored=self._settings.match.mirrored)
         scoring = self._settings.match.scoring
         candidates = self._index.candidates(queries, self._settings.index.candidates, scoring=scoring)
         found = self._index.compare(queries, candidates, scoring=scoring)
-        verdict = judge(found.comparison.cos, found.comparison.comparable, self._calibration.kept_threshold)
         normalised = self._normalised(queries, sha256, found)
         items = self._items.of(set(found.sha256) - {sha256})
-        enough, ranked = self._worth(found, normalised, verdict.relation)
+        ranked = self._ranked(found, normalised)
+        likely = [row for row in ranked if found.sha256[row] in items and normalised[row] >= self._least]
+        seen = self._verified(garments, picture.pixels, found, likely, items)
+        verdict, mirrored, enough = self._judged(found, normalised, seen)
         answers = []
         for number, garment in enumerate(garments):
             of_garment = [row for row in ranked if found.query[row] == number and found.sha256[row] != sha256]
             chosen = [row for row in of_garment if enough[row]]
             matches = [
-                _match(item, found, row, verdict.states[row], verdict.relation[row], float(normalised[row]))
+                _match(item, found, row, verdict, bool(mirrored[row]), seen.get(row), float(normalised[row]))
                 for row in (chosen or of_garment[:1])
                 for item in items.get(found.sha256[row], [])
             ]
-            seen = [
+            visible = [
                 name for name, code in zip(REGIONS, garment.presence, strict=True) if code == Presence.PRESENT
             ]
             answer = SUSPECTS if chosen and matches else NOTHING
-            if len(seen) < MIN_COMPARABLE:
+            if len(visible) < MIN_COMPARABLE:
                 answer = CANNOT_TELL
             answers.append(
                 GarmentAnswer(
                     category=garment.category,
                     group=garment.group,
-                    box=[round(float(value / scale), 1) for value in garment.box],
+                    box=[round(float(value / picture.scale), 1) for value in garment.box],
                     certainty=round(float(garment.score), 4),
-                    visible_regions=seen,
+                    visible_regions=visible,
                     answer=answer,
                     suspects=matches[:limit] if answer == SUSPECTS else [],
                     nearest=matches[0] if answer == NOTHING and matches else None,
@@ -184,20 +204,77 @@ class Checker:
             )
         return answers
 
-    def _worth(
-        self, found: Found, normalised: np.ndarray, relation: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which pairs are suspects, as in ``pipeline.judge``, and all rows by rank."""
-        chosen, calibration = self._settings.judge, self._calibration
+    def _ranked(self, found: Found, normalised: np.ndarray) -> np.ndarray:
+        """All rows, the best first, as in ``pipeline.judge``."""
         score = found.comparison.score
-        reported = np.isin(relation, [RELATIONS.index(name) for name in chosen.relations])
-        enough = (
-            reported
-            & (score >= np.float32(calibration.suspect_threshold))
-            & (normalised >= np.float32(calibration.normalised_threshold))
+        by_normalised = self._settings.judge.rank_by == "normalised_score"
+        first, second = (normalised, score) if by_normalised else (score, normalised)
+        return np.lexsort((found.garment, found.sha256.astype(str), -second, -first))
+
+    @property
+    def _least(self) -> float:
+        """Normalised score of a pair whose photographs are looked at."""
+        return min(self._settings.verify.min_normalised_score, self._calibration.normalised_threshold)
+
+    def _verified(
+        self,
+        garments: Sequence[Garment],
+        pixels: np.ndarray,
+        found: Found,
+        likely: Sequence[int],
+        items: Mapping[str, list[dict[str, str]]],
+    ) -> dict[int, Verification]:
+        """By row: what the photographs say, of those that can be laid upon the picture."""
+        if self._verifier is None:
+            return {}
+        most = self._settings.verify.max_pairs_per_item
+        rows = [
+            row
+            for number in range(len(garments))
+            for row in [row for row in likely if found.query[row] == number][:most]
+        ]
+        wanted = pa.array({found.sha256[row] for row in rows}, pa.string())
+        paths = {name: items[name][0]["image_path"] for name in wanted.to_pylist()}
+        places = dict(places_in(self._shards, wanted, paths)) if rows else {}
+        sights = Sights(places, self._settings.crawl.max_pixels, self._settings.extract.decode_side)
+        own = {
+            number: Sight.of(pixels, garment.box, garment.region_boxes, garment.presence)
+            for number, garment in enumerate(garments)
+            if any(found.query[row] == number for row in rows)
+        }
+        said = {}
+        with one_thread():
+            for row in rows:
+                other = sights[found.sha256[row], int(found.garment[row])]
+                if other is None:
+                    continue
+                flipped = bool(found.comparison.mirrored[row])
+                one = self._verifier.verify(own[int(found.query[row])], other, flipped)
+                if one is not None and one.points >= self._calibration.registered_points:
+                    said[row] = one
+        return said
+
+    def _judged(
+        self, found: Found, normalised: np.ndarray, seen: Mapping[int, Verification]
+    ) -> tuple[Verdict, np.ndarray, np.ndarray]:
+        """The verdicts, which pairs are flipped and which are suspects, as in ``pipeline.judge``."""
+        comparison, calibration = found.comparison, self._calibration
+        verdict = judge(comparison.cos, comparison.comparable, calibration.kept_threshold)
+        mirrored = comparison.mirrored.copy()
+        enough = (comparison.score >= np.float32(calibration.suspect_threshold)) & (
+            normalised >= np.float32(calibration.normalised_threshold)
         )
-        first, second = (normalised, score) if chosen.rank_by == "normalised_score" else (score, normalised)
-        return enough, np.lexsort((found.garment, found.sha256.astype(str), -second, -first))
+        for row, one in seen.items():
+            assert calibration.changed_threshold is not None
+            of_row = judge_registered(one.changed, calibration.changed_threshold)
+            verdict.states[row], verdict.relation[row] = of_row.states, of_row.relation
+            mirrored[row], enough[row] = one.mirrored, True
+        names = self._settings.judge.relations
+        return (
+            verdict,
+            mirrored,
+            enough & np.isin(verdict.relation, [RELATIONS.index(name) for name in names]),
+        )
 
     def _normalised(self, queries: Queries, sha256: str, found: Found) -> np.ndarray:
         """Normalised scores of the pairs found, against the background of the run's garments."""
@@ -284,23 +361,30 @@ def _as_queries(garments: Sequence[Garment], calibration: Calibration, *, mirror
 
 
 def _match(
-    item: dict[str, str], found: Found, row: int, states: np.ndarray, relation: int, normalised: float
+    item: dict[str, str],
+    found: Found,
+    row: int,
+    verdict: Verdict,
+    mirrored: bool,
+    seen: Verification | None,
+    normalised: float,
 ) -> Match:
     comparison = found.comparison
-    mirrored = bool(comparison.mirrored[row])
-    codes = [int(code) for code in states]
+    codes = [int(code) for code in verdict.states[row]]
+    points = None if seen is None else seen.points
     return Match(
         item=item,
         score=round(float(comparison.score[row]), 6),
         normalised_score=round(normalised, 6),
-        relation=RELATIONS[relation],
+        relation=RELATIONS[verdict.relation[row]],
         modified_regions=modified_regions(codes),
         mirrored=mirrored,
         cosines={
             name: round(float(comparison.cos[row, r]), 6) if comparison.comparable[row, r] else None
             for r, name in enumerate(REGIONS)
         },
-        explanation=explain(codes, mirrored=mirrored, direction=None),
+        registered_points=points,
+        explanation=explain(codes, mirrored=mirrored, points=points, direction=None),
     )
 
 

@@ -109,7 +109,7 @@ class CheckFormat(enum.StrEnum):
 def scan(
     catalogue: CatalogueArgument, out: OutOption, config: ConfigOption = None, overrides: SetOption = None
 ) -> None:
-    """Screen a whole catalogue: fetch, extract, index, match, judge, report.
+    """Screen a whole catalogue: fetch, extract, index, match, verify, judge, report.
 
     \b
     psnet scan catalogue.csv --out runs/tonight
@@ -375,7 +375,7 @@ def index(
 
 @app.command()
 def match(run: RunArgument, config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Stages 4 and 5: compare all pairs and judge them. Writes RUN/pairs.parquet and RUN/suspects.*.
+    """Stages 4 to 6: compare all pairs, look again at the likely ones, judge. Writes RUN/suspects.*.
 
     \b
     psnet match runs/tonight --set judge.dismissed=dismissed.csv
@@ -383,15 +383,17 @@ def match(run: RunArgument, config: ConfigOption = None, overrides: SetOption = 
     with _continued(run, config, overrides) as (directory, settings):
         from pipeline.judge import judge
         from pipeline.match import match as run_match
+        from pipeline.verify import verify
 
         run_match(directory, settings)
+        verify(directory, settings)
         judge(directory, settings)
         _summarise(directory)
 
 
 @app.command()
 def report(run: RunArgument, config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Stage 6: write the page of suspects, RUN/report/index.html.
+    """Stage 7: write the page of suspects, RUN/report/index.html.
 
     \b
     psnet report runs/tonight --set report.max_suspects=200

@@ -1,6 +1,6 @@
 """Stage judge: from pairs to suspects, who copied whom and what a reviewer need not see.
 
-    pairs.parquet + items + garments ─▶ suspects.parquet, suspects.csv
+    pairs.parquet + verified.parquet + items + garments ─▶ suspects.parquet, suspects.csv
 
 Never reported: pairs of one seller, pairs of a licensed seller and its licensor, pairs a reviewer has
 dismissed.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,16 +27,30 @@ from pipeline.calibration import load_calibration
 from pipeline.dismissed import read_dismissed
 from pipeline.errors import RunError
 from pipeline.extract import garment_shards
+from pipeline.items import Items, exclusion
 from pipeline.match import read_background
 from pipeline.rundir import RunDirectory, inputs_digest, write_atomically
-from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, STATE_COLUMNS, SUSPECT_SCHEMA
+from pipeline.schema import (
+    CHANGED_COLUMNS,
+    COS_COLUMNS,
+    DISTINCTIVENESS_COLUMNS,
+    PAIR_SCHEMA,
+    STATE_COLUMNS,
+    SUSPECT_SCHEMA,
+    VERIFIED_SCHEMA,
+)
 from pipeline.settings import JudgeSettings, Settings
+from pipeline.verify import is_likely, is_suspicious
 from psnet.config import digest
 from psnet.regions import MIRROR, REGIONS
-from psnet.verdict import CHANGED, STATES, explain
+from psnet.verdict import CHANGED, RELATIONS, STATES, Calibration, explain, judge_registered
 
 CSV_FIRST = ("rank", "original_item_id", "suspect_item_id", "score", "relation", "modified_regions")
 """The columns that suspects.csv begins with, whatever follows."""
+
+_SEEN = ("registered_points", *CHANGED_COLUMNS, "homography")
+WEIGHED_SCHEMA: pa.Schema = pa.schema([*PAIR_SCHEMA, *(VERIFIED_SCHEMA.field(name) for name in _SEEN)])
+"""Pairs worth reporting: what counts of the features and of the photographs, from the query's side."""
 
 
 def judge(run: RunDirectory, settings: Settings) -> None:
@@ -50,7 +65,7 @@ def judge(run: RunDirectory, settings: Settings) -> None:
     dismissed = {one.pair for one in read_dismissed(Path(listed))} if listed else set()
     inputs = inputs_digest(
         run.require("crawl"),
-        run.require("match"),
+        run.require("verify"),
         digest(settings.judge, results_only=True),
         settings.rerank,
         calibration.to_json(),
@@ -59,18 +74,17 @@ def judge(run: RunDirectory, settings: Settings) -> None:
     with run.stage("judge", inputs, [run.suspects_path, run.suspects_csv_path]) as stage:
         if stage.finished:
             return
+        items_table = pq.read_table(run.items_path)
         pairs = pq.read_table(run.pairs_path)
-        worth = pc.and_(
-            pc.greater_equal(pairs["score"], pa.scalar(calibration.suspect_threshold, pa.float32())),
-            pc.and_(
-                pc.greater_equal(
-                    pairs["normalised_score"], pa.scalar(calibration.normalised_threshold, pa.float32())
-                ),
-                pc.is_in(pairs["relation"], value_set=pa.array(settings.judge.relations, pa.string())),
-            ),
+        pairs = weighed(
+            pairs.filter(is_likely(pairs, settings, calibration)),
+            pq.read_table(run.verified_path),
+            items_table,
+            calibration,
+            settings.judge.relations,
         )
-        items = Items(pq.read_table(run.items_path))
-        found, excluded = find_suspects(pairs.filter(worth), items, dismissed)
+        items = Items(items_table)
+        found, excluded = find_suspects(pairs, items, dismissed)
         ranked = rank_suspects(found, settings.judge)
         reported = ranked[: settings.judge.max_suspects]
         pictures = {items[name]["image_sha256"] for one in reported for name in (one.original, one.suspect)}
@@ -95,32 +109,117 @@ def judge(run: RunDirectory, settings: Settings) -> None:
             stage.fail(reason, count)
         if len(found) > table.num_rows:
             stage.fail("beyond_max_suspects", len(found) - table.num_rows)
-        stage.note(relations=dict(sorted(Counter(table["relation"].to_pylist()).items())))
+        stage.note(
+            relations=dict(sorted(Counter(table["relation"].to_pylist()).items())),
+            registered=table.num_rows - table["registered_points"].null_count,
+        )
 
 
-class Items:
-    """The items table, one dictionary per item that is asked for."""
+def weighed(
+    pairs: pa.Table, verified: pa.Table, items: pa.Table, calibration: Calibration, relations: Sequence[str]
+) -> pa.Table:
+    """The rows worth reporting: those whose photographs lie upon each other by what was seen there, all
+    others by their features.
 
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
-        self._row = {item: row for row, item in enumerate(table["item_id"].to_pylist())}
-        self._seen: dict[str, dict[str, str]] = {}
+    Args:
+        pairs: PAIR_SCHEMA. verified: VERIFIED_SCHEMA. items: ITEM_SCHEMA.
+        relations: that are reported.
 
-    def __getitem__(self, item_id: str) -> Mapping[str, str]:
-        if item_id not in self._seen:
-            self._seen[item_id] = self._table.slice(self._row[item_id], 1).to_pylist()[0]
-        return self._seen[item_id]
+    Returns:
+        WEIGHED_SCHEMA.
+    """
+    features = pc.and_(
+        is_suspicious(pairs, calibration),
+        pc.is_in(pairs["relation"], value_set=pa.array(relations, pa.string())),
+    )
+    row, swapped = _verified_rows(pairs, verified, items, calibration)
+    seen = row >= 0
+    chosen = np.flatnonzero(seen | np.asarray(features))
+    pairs, row, swapped, seen = pairs.take(chosen), row[chosen], swapped[chosen], seen[chosen]
+    said = verified.take(pa.array(row, mask=~seen))
+    mirrored = np.asarray(pc.if_else(seen, said["mirrored"], pairs["mirrored"]))
+    changed = np.stack([np.asarray(said[column].cast(pa.float32())) for column in CHANGED_COLUMNS], 1)
+    turned = swapped & mirrored
+    changed[turned] = changed[turned][:, list(MIRROR)]
+    verdict = judge_registered(changed, calibration.changed_threshold or (np.inf,) * len(REGIONS))
+    relation = np.where(seen, np.array(RELATIONS)[verdict.relation], np.asarray(pairs["relation"]))
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "relation": pa.array(relation, pa.string()),
+        "mirrored": pa.array(mirrored),
+        **{
+            column: pa.array(
+                np.where(seen, np.array(STATES)[verdict.states[:, r]], np.asarray(pairs[column])), pa.string()
+            )
+            for r, column in enumerate(STATE_COLUMNS)
+        },
+    }
+    columns |= {
+        "registered_points": said["registered_points"],
+        **{name: pa.array(changed[:, r], from_pandas=True) for r, name in enumerate(CHANGED_COLUMNS)},
+        "homography": _turned(said["homography"], swapped),
+    }
+    every = [columns[name] if name in columns else pairs[name] for name in WEIGHED_SCHEMA.names]
+    return pa.table(every, schema=WEIGHED_SCHEMA).filter(np.isin(relation, relations))
+
+
+def _verified_rows(
+    pairs: pa.Table, verified: pa.Table, items: pa.Table, calibration: Calibration
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair: its row of ``verified``, -1 where the photographs do not lie upon each other well enough;
+    and whether the query is that row's other garment."""
+    enough = pc.fill_null(
+        pc.greater_equal(verified["registered_points"], calibration.registered_points), False
+    )
+    rows = (
+        np.flatnonzero(np.asarray(enough)) if calibration.changed_threshold is not None else np.empty(0, int)
+    )
+    known = _pair_keys(*(verified.take(rows)[name] for name in VERIFIED_SCHEMA.names[:4]))
+    picture = items["image_sha256"].take(pc.index_in(pairs["query_item_id"], value_set=items["item_id"]))
+    other = items["image_sha256"].take(pc.index_in(pairs["match_item_id"], value_set=items["item_id"]))
+    query, match = (picture, pairs["query_garment"]), (other, pairs["match_garment"])
+    places = []
+    for first, second in ((query, match), (match, query)):
+        place = pc.index_in(_pair_keys(*first, *second), value_set=known)
+        places.append(np.asarray(pc.fill_null(place, -1)).astype(np.int64))
+    forward, backward = places
+    place = np.maximum(forward, backward)
+    return np.where(place >= 0, np.append(rows, -1)[place], -1), backward >= 0
+
+
+def _turned(homographies: pa.ChunkedArray, swapped: np.ndarray) -> pa.Array:
+    """From the query to the match, where they are ``swapped``."""
+    values = homographies.to_pylist()
+    turned = [_inverse(value) if turn else value for value, turn in zip(values, swapped, strict=True)]
+    return pa.array(turned, homographies.type)
+
+
+def _inverse(homography: list[float] | None) -> list[float] | None:
+    if homography is None:
+        return None
+    matrix = np.linalg.inv(np.array(homography).reshape(3, 3))
+    return [float(value) for value in (matrix / matrix[2, 2]).reshape(-1)]
+
+
+def _pair_keys(*columns: pa.ChunkedArray) -> pa.ChunkedArray:
+    """One text for a pair of garments: pictures and indices."""
+    return pc.binary_join_element_wise(*(column.cast(pa.string()) for column in columns), " ")
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A pair worth reporting. ``pair``: its row of PAIR_SCHEMA; ``reverse``: the query is the suspect."""
+    """A pair worth reporting. ``pair``: its row of what `weighed` gives; ``reverse``: the query is the
+    suspect."""
 
     original: str
     suspect: str
     direction: str
     pair: dict[str, Any]
     reverse: bool
+
+    @property
+    def precedence(self) -> tuple[bool, bool]:
+        """Of two rows on one pair of items, the higher one is reported."""
+        return self.pair["registered_points"] is not None, not self.reverse
 
     def garments(self, items: Items) -> tuple[tuple[str, int], tuple[str, int]]:
         """Image hash and garment index of the original's and of the suspect's garment."""
@@ -137,10 +236,11 @@ def find_suspects(
 ) -> tuple[list[Suspect], Counter[str]]:
     """Each pair of items once, with its direction; and how many were excluded, by reason.
 
-    Of a pair's two rows the one that asks from the original's side is taken, where both are there.
+    Of a pair's two rows the one whose photographs lie upon each other is taken, then the one that asks from
+    the original's side.
 
     Args:
-        pairs: PAIR_SCHEMA, rows worth reporting.
+        pairs: what `weighed` gives.
     """
     dismissed = set(dismissed)
     excluded: Counter[str] = Counter()
@@ -161,23 +261,10 @@ def find_suspects(
                 continue
             original, suspect, direction = verdict
             reverse = query != original
-            if key not in found or not reverse:
-                found[key] = Suspect(original, suspect, direction, pair, reverse)
+            one = Suspect(original, suspect, direction, pair, reverse)
+            if key not in found or one.precedence > found[key].precedence:
+                found[key] = one
     return list(found.values()), excluded
-
-
-def exclusion(a: Mapping[str, str], b: Mapping[str, str], dismissed: bool = False) -> str:
-    """Why a pair is never reported: "same_seller", "licensed", "dismissed"; "" when it is."""
-    if a["seller_id"] and a["seller_id"] == b["seller_id"]:
-        return "same_seller"
-    if _is_licensed(a, b) or _is_licensed(b, a):
-        return "licensed"
-    return "dismissed" if dismissed else ""
-
-
-def _is_licensed(seller: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    licensors = {name.strip().casefold() for name in seller["licensed_from"].split("|")} - {""}
-    return any(other[key].strip().casefold() in licensors for key in ("seller_id", "brand", "rights_holder"))
 
 
 def direction_of(a: Mapping[str, str], b: Mapping[str, str]) -> tuple[str, str, str]:
@@ -260,10 +347,14 @@ def _row(
         **{name: pair[name] for name in ("score", "relation", "mirrored", "normalised_score")},
         **{column: pair[COS_COLUMNS[r]] for column, r in zip(COS_COLUMNS, order, strict=True)},
         **dict(zip(STATE_COLUMNS, states, strict=True)),
+        "registered_points": pair["registered_points"],
+        "homography": _inverse(pair["homography"]) if suspect.reverse else pair["homography"],
+        **{column: pair[CHANGED_COLUMNS[r]] for column, r in zip(CHANGED_COLUMNS, order, strict=True)},
         "explanation": explain(
             codes,
             mirrored=pair["mirrored"],
             same_picture=original["image_sha256"] == copy["image_sha256"],
+            points=pair["registered_points"],
             direction=suspect.direction,
             days_later=days_later(original["listed_at"], copy["listed_at"]),
         ),
@@ -318,7 +409,7 @@ def to_csv(suspects: pa.Table) -> str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return "|".join(value)
+        return "|".join(_cell(one) for one in value)
     if isinstance(value, float):
         return f"{value:.6f}"
     return "" if value is None else value

@@ -70,8 +70,8 @@ from pipeline.kernel import (
 )
 from pipeline.progress import track
 from pipeline.quantise import Basis, fit_basis
+from pipeline.ray_tasks import in_turn, on_ray
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
-from pipeline.runtime import init_ray
 from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
 from pipeline.sift import push_all
@@ -105,8 +105,6 @@ _WIDEST = 8
 _DEEPER = 4
 # Tasks that share a GPU: one moves its pairs while another multiplies.
 _GPUS_PER_TASK = 0.5
-# A task that loses its worker (killed, out of memory) is tried elsewhere this often.
-_TASK_RETRIES = 5
 
 _BLOCK_SCHEMA = pa.schema(
     [("query", pa.int32()), ("match", pa.int32()), ("value", pa.float32()), ("reach", pa.uint8())]
@@ -514,10 +512,10 @@ class Search:
                     _write_part(self, number)
                     progress.advance()
             else:
-                with _on_ray(self._settings) as (ray, as_task):
+                with on_ray(self._settings, "the pair search") as (ray, as_task):
                     write, search = as_task(_write_part), ray.put(self)
                     tasks = ((number, functools.partial(write.remote, search, number)) for number in missing)
-                    for _ in _in_turn(ray, tasks):
+                    for _ in in_turn(ray, tasks):
                         progress.advance()
         return [self.part_path(number) for number in numbers]
 
@@ -567,7 +565,7 @@ class Search:
         known.add(_read_candidates(self.path(*block)))
 
     def _run_on_ray(self, missing: list[tuple[int, int]], known: _Known, advance: Callable[[], None]) -> None:
-        with _on_ray(self._settings) as (ray, as_task):
+        with on_ray(self._settings, "the pair search") as (ray, as_task):
             compute, level_of = as_task(_compute_block), as_task(_compute_levels)
             if self.job.index_of is None and _has_gpu(self.job.device, ray.cluster_resources().get("GPU", 0)):
                 compute = compute.options(num_gpus=_GPUS_PER_TASK)
@@ -578,49 +576,9 @@ class Search:
                 return compute.remote(job, *self._task(block, known)[1:])
 
             tasks = ((block, functools.partial(start, block)) for block in missing)
-            for block in _in_turn(ray, tasks):
+            for block in in_turn(ray, tasks):
                 self._read_block(block, known)
                 advance()
-
-
-@contextlib.contextmanager
-def _on_ray(settings: Settings) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
-    """Ray, and what makes a task of a function; what goes wrong there is told in one line."""
-    init_ray(settings)
-    import ray
-
-    try:
-        yield ray, ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, OSError):
-            raise cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"the pair search stopped: {reason}; finished blocks are kept") from error
-
-
-def _in_turn(ray: Any, tasks: Iterable[tuple[Any, Callable[[], Any]]]) -> Iterator[Any]:
-    """Start tasks, a few at a time, so that the later ones can be told what the earlier ones have found;
-    names of those that are done, as they are done.
-
-    Args:
-        tasks: (name, what starts it and gives its reference).
-    """
-    waiting = iter(tasks)
-    running: dict[Any, Any] = {}
-    while True:
-        # Workers may come and go: two tasks for each, so that none waits.
-        places = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        while len(running) < places and (task := next(waiting, None)) is not None:
-            running[task[1]()] = task[0]
-        if not running:
-            return
-        done, _ = ray.wait(list(running), num_returns=1)
-        name = running.pop(done[0])
-        ray.get(done[0])
-        yield name
 
 
 def _has_gpu(device: str, gpus: float) -> bool:

@@ -13,13 +13,15 @@ directory that the scan will use; the record of every stage then says what was p
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,15 +40,22 @@ from pipeline.progress import track
 from pipeline.quantise import fit_basis
 from pipeline.rundir import STAGES, RunDirectory
 from pipeline.settings import IndexSettings, Settings
+from pipeline.verify import PART, one_thread
 from psnet.config import ConfigError, bounded, load_config
 from psnet.image import ImageError, decode_image
 from psnet.regions import GROUPS, MIRROR, NUM_REGIONS, Presence
+from psnet.verification import Sight, Verifier
+
+if TYPE_CHECKING:
+    from psnet.predictor import Garment
 
 # Images fetched for the calibration; the budget decides how many of them the model sees.
 _SAMPLE = 64
 _FEWEST = 4
 # Shares of the budget; the rest is for loading the model.
-_MODEL_SHARE, _PAIRS_SHARE = 0.5, 0.25
+_MODEL_SHARE, _VERIFY_SHARE, _PAIRS_SHARE = 0.45, 0.05, 0.25
+# Pairs a second whose photographs are laid upon each other, where no garment was found to try it with.
+_VERIFIED = 10.0
 _KERNEL_GARMENTS = 2048
 _COMPARED = 4096
 # Dimensions of a region that carry its look, and how their extents fall: 91 % of energy in the first half.
@@ -61,6 +70,11 @@ _INDEX_START_S, _MATCH_START_S = 0.3, 1.0
 # Bytes a garment, from the schemas: parquet of features and boxes (compressed by the zeros of absent regions
 # at most); uncompressed vectors, twice five regions of d numbers in float16.
 _GARMENT_BYTES_BESIDE_FEATURES = 300
+# Likely pairs of an item: 4,007 photographs without planted copies have so many. Strangers that are alike by
+# chance grow with the catalogue, until each item has its most.
+_LIKELY_PER_ITEM, _LIKELY_OF = 0.2, 4007
+# Bytes of a likely pair in the driver, and in verified.parquet.
+_LIKELY_BYTES, _VERIFIED_BYTES = 1500, 100
 # Bytes of a row of pairs.parquet (measured, 41) and of a suspect with its two pictures on the page.
 _PAIR_BYTES = 41
 _SUSPECT_BYTES = 40_000
@@ -121,8 +135,8 @@ class Rates:
     ``images``: per second by the model; ``garments_per_image``; ``fetched``: images a second, all of crawl's
     workers together; ``image_bytes``: mean size; ``remote``: share of images that crawl has to store;
     ``pairs``: of garments, a second, when what they have to beat is known; ``searched``: garments a second,
-    what each costs on top until that is known; ``compared``: pairs a second, exactly; ``levels``,
-    ``indexed``: garments a second.
+    what each costs on top until that is known; ``compared``: pairs a second, exactly; ``verified``: pairs
+    whose photographs are laid upon each other, a second; ``levels``, ``indexed``: garments a second.
     """
 
     sampled: int
@@ -135,6 +149,7 @@ class Rates:
     pairs: float
     searched: float
     compared: float
+    verified: float
     levels: float
     indexed: float
     feature_dim: int
@@ -236,23 +251,18 @@ def calibrate(catalogue: pa.Table, settings: Settings, seconds: float) -> Rates:
                 f"none of {len(items)} images of the catalogue can be read ({reasons}); nothing to plan"
             )
         progress.advance()
-        images, garments, dim, seen = _model_rate(
-            usable["image_path"].to_pylist(), settings, _MODEL_SHARE * seconds
-        )
+        model: dict[str, Any] = _model_rates(usable["image_path"].to_pylist(), settings, seconds)
         progress.advance()
         with threadpool_limits(1):
-            pair_rates = _pair_rates(dim, settings, _PAIRS_SHARE * seconds)
+            pair_rates: dict[str, Any] = _pair_rates(model["feature_dim"], settings, _PAIRS_SHARE * seconds)
         progress.advance()
     local = np.asarray(pc.starts_with(usable["image_path"], folder))
     return Rates(
-        sampled=seen,
-        images=images,
-        garments_per_image=garments,
         readable=len(usable) / len(items),
         fetched=fetched,
         image_bytes=float(np.mean(usable["image_bytes"].to_numpy())),
         remote=float(local.mean()),
-        feature_dim=dim,
+        **model,
         **pair_rates,
     )
 
@@ -269,32 +279,65 @@ def _fetch_rate(run: RunDirectory, sample: pa.Table, settings: Settings) -> floa
     return (len(sample) - few) / more if more > 0.1 * spent[1] else len(sample) / spent[1]
 
 
-def _model_rate(paths: list[str], settings: Settings, seconds: float) -> tuple[float, float, int, int]:
-    """Images a second and garments an image of one process, d, and how many images it saw."""
+def _model_rates(paths: list[str], settings: Settings, seconds: float) -> dict[str, Any]:
+    """What ``Rates`` says of images, garments and photographs, of one process."""
     from pipeline.check import load_model
 
     predictor = load_model(settings)
     limits = {"max_pixels": settings.crawl.max_pixels, "target_side": settings.extract.decode_side}
     # The first passes choose kernels and fill allocators.
     _predict(predictor, paths[:2], limits)
-    batch, done, garments = settings.extract.batch_images, 0, 0
+    batch, done = settings.extract.batch_images, 0
+    shown: list[tuple[str, Garment]] = []
     start = time.perf_counter()
-    while (done < _FEWEST or time.perf_counter() - start < seconds) and done < 4 * len(paths):
+    while (done < _FEWEST or time.perf_counter() - start < _MODEL_SHARE * seconds) and done < 4 * len(paths):
         chosen = [paths[(done + i) % len(paths)] for i in range(min(batch, len(paths)))]
-        garments += _predict(predictor, chosen, limits)
+        shown += _predict(predictor, chosen, limits)
         done += len(chosen)
     elapsed = time.perf_counter() - start
-    return done / elapsed, garments / done, int(predictor.config["feature_dim"]), min(done, len(paths))
+    return {
+        "sampled": min(done, len(paths)),
+        "images": done / elapsed,
+        "garments_per_image": len(shown) / done,
+        "verified": _verify_rate(shown, settings, limits, _VERIFY_SHARE * seconds),
+        "feature_dim": int(predictor.config["feature_dim"]),
+    }
 
 
-def _predict(predictor: Any, paths: list[str], limits: dict[str, int]) -> int:
-    pictures = []
+def _predict(predictor: Any, paths: list[str], limits: dict[str, int]) -> list[tuple[str, Garment]]:
+    """The garments of some pictures."""
+    names, pictures = [], []
     for path in paths:
         try:
             pictures.append(decode_image(Path(path).read_bytes(), **limits).pixels)
         except ImageError:
             continue
-    return sum(len(found) for found in predictor.predict(pictures))
+        names.append(path)
+    found = predictor.predict(pictures)
+    return [(name, garment) for name, ones in zip(names, found, strict=True) for garment in ones]
+
+
+def _verify_rate(
+    shown: Sequence[tuple[str, Garment]], settings: Settings, limits: dict[str, int], seconds: float
+) -> float:
+    """Pairs a second whose photographs are looked at, as strangers come: both read anew."""
+    verifier = Verifier.load(settings.extract.weights)
+    if verifier is None or not shown:
+        return _VERIFIED
+
+    def sight(number: int) -> Sight:
+        path, garment = shown[number % len(shown)]
+        pixels = decode_image(Path(path).read_bytes(), **limits).pixels
+        return Sight.of(pixels, garment.box, garment.region_boxes, garment.presence)
+
+    numbers = itertools.count(step=2)
+
+    def look() -> None:
+        at = next(numbers)
+        verifier.verify(sight(at), sight(at + 1))
+
+    with one_thread():
+        return 1 / _seconds(look, seconds)
 
 
 def _pair_rates(dim: int, settings: Settings, seconds: float) -> dict[str, float]:
@@ -425,6 +468,8 @@ def predict(
     numbers = 2 * rates.feature_dim if index.factory == "Flat" else (index.region_dim or 40)
     store = settings.ray.object_store_mb * 2**20
     suspects = min(settings.report.max_suspects, items / _ITEMS_PER_SUSPECT)
+    chosen = settings.verify
+    likely = items * min(chosen.max_pairs_per_item, _LIKELY_PER_ITEM * items / _LIKELY_OF) * chosen.enabled
     stages = {
         "crawl": StagePlan(
             items / rates.fetched, driver, items * 500 + images * rates.remote * rates.image_bytes
@@ -446,6 +491,11 @@ def predict(
             + pairs_listed / (rates.compared * (cores if blocks > 1 else cluster.speed)),
             driver + store + held + workers * in_worker,
             pairs_listed * _PAIR_BYTES * 2,
+        ),
+        "verify": StagePlan(
+            likely / (rates.verified * (cores if likely > PART else cluster.speed)),
+            driver + store + likely * _LIKELY_BYTES,
+            likely * _VERIFIED_BYTES,
         ),
         "judge": StagePlan(pairs_listed / 5e6, driver + pairs_listed * 50, suspects * 1000),
         "report": StagePlan(suspects * _SUSPECT_S, driver, suspects * _SUSPECT_BYTES),

@@ -35,7 +35,14 @@ from pipeline.extract import garment_shards
 from pipeline.judge import days_later
 from pipeline.progress import Progress, track
 from pipeline.rundir import RunDirectory, inputs_digest, write_atomically
-from pipeline.schema import COS_COLUMNS, GARMENT_SCHEMA, STATE_COLUMNS, unpack_boxes, unpack_presence
+from pipeline.schema import (
+    CHANGED_COLUMNS,
+    COS_COLUMNS,
+    GARMENT_SCHEMA,
+    STATE_COLUMNS,
+    unpack_boxes,
+    unpack_presence,
+)
 from pipeline.settings import Settings
 from psnet.config import digest
 from psnet.image import MAX_PIXELS, ImageError, decode_image
@@ -89,6 +96,8 @@ class PageOptions:
     """What the page says besides the tables.
 
     ``kept_threshold``: (5,) calibrated cosine from which a region counts as kept, None when unknown.
+    ``changed_threshold``: (5,) log-odds from which a region counts as changed where photographs lie upon each
+    other, None when there are none.
     ``region_weights``: group -> (5,) weights of the scan, for the group presets; where they do not tell the
     regions apart, presets follow the paper's Table 1.
     ``dismissed``: before this scan; a download of decisions keeps them.
@@ -97,6 +106,7 @@ class PageOptions:
 
     title: str = "Suspected copies"
     kept_threshold: Sequence[float] | None = None
+    changed_threshold: Sequence[float] | None = None
     region_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
     dismissed: Sequence[Dismissal] = ()
     max_suspects: int = 1000
@@ -137,7 +147,7 @@ def report(run: RunDirectory, settings: Settings) -> None:
     """
     calibration = load_calibration(settings)
     region_weights = dict(zip(GROUPS, calibration.region_weights, strict=True))
-    options = _options(settings, calibration.kept_threshold, region_weights)
+    options = _options(settings, calibration.kept_threshold, calibration.changed_threshold, region_weights)
     with run.lock():
         inputs = inputs_digest(
             run.require("judge"),
@@ -160,6 +170,7 @@ def report(run: RunDirectory, settings: Settings) -> None:
                 pictures=len(pictures),
                 unreadable_pictures=sum(not picture.src for picture in pictures.values()),
                 kept_thresholds=calibration.kept_threshold,
+                changed_thresholds=calibration.changed_threshold,
                 region_weights=region_weights,
             )
 
@@ -172,15 +183,21 @@ def page_options(run: RunDirectory, settings: Settings) -> PageOptions:
     """
     run.require("report")
     record = run.stage_record("report")
-    return _options(settings, record["kept_thresholds"], record["region_weights"])
+    return _options(
+        settings, record["kept_thresholds"], record.get("changed_thresholds"), record["region_weights"]
+    )
 
 
 def _options(
-    settings: Settings, kept_threshold: Sequence[float], region_weights: Mapping[str, Sequence[float]]
+    settings: Settings,
+    kept_threshold: Sequence[float],
+    changed_threshold: Sequence[float] | None,
+    region_weights: Mapping[str, Sequence[float]],
 ) -> PageOptions:
     return PageOptions(
         title=settings.report.title,
         kept_threshold=kept_threshold,
+        changed_threshold=changed_threshold,
         region_weights=region_weights,
         dismissed=read_dismissed(Path(settings.judge.dismissed)) if settings.judge.dismissed else (),
         max_suspects=settings.report.max_suspects,
@@ -272,6 +289,7 @@ def page_data(evidence: Evidence, pictures: Mapping[str, Picture], options: Page
         "regions": REGIONS,
         "mirror": MIRROR,
         "thresholds": thresholds and [_rounded(threshold) for threshold in thresholds],
+        "changed_thresholds": options.changed_threshold,
         "presets": _presets(options.region_weights),
         "run": _run_summary(evidence),
         "empty": _empty_message(evidence.items),
@@ -337,6 +355,9 @@ class _Cards:
             "states": [suspect[column] for column in STATE_COLUMNS],
             "distinct": None if all(value is None for value in distinct) else distinct,
             "explanation": suspect["explanation"],
+            "points": suspect.get("registered_points"),
+            "laid": suspect.get("homography"),
+            "changed": [_rounded(suspect.get(column)) for column in CHANGED_COLUMNS],
             "agree": suspect.get("agreeing_attributes"),
             "differ": suspect.get("differing_attributes"),
         }

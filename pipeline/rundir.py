@@ -7,6 +7,8 @@
     RUN/index/            FAISS shards and their manifest (index)
     RUN/match/            finished blocks of the pair search (match)
     RUN/pairs.parquet     the partners of every item (match)
+    RUN/verify/           finished parts of the verification (verify)
+    RUN/verified.parquet  which photographs of likely pairs can be laid upon each other (verify)
     RUN/suspects.parquet  and suspects.csv (judge)
     RUN/report/           index.html and images/ (report)
 
@@ -37,7 +39,7 @@ from psnet.config import as_dict, digest
 LAYOUT_VERSION = 1
 """Changes when a newer psnet could no longer read an older run directory."""
 
-STAGES = ("crawl", "extract", "index", "match", "judge", "report")
+STAGES = ("crawl", "extract", "index", "match", "verify", "judge", "report")
 
 # What else could explain that two runs differ.
 _RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-gpu", "ray", "pyarrow")
@@ -171,6 +173,16 @@ class RunDirectory:
     def pairs_path(self) -> Path:
         """The partners of every item (PAIR_SCHEMA)."""
         return self.path / "pairs.parquet"
+
+    @property
+    def verify_dir(self) -> Path:
+        """Finished parts of the verification."""
+        return self.path / "verify"
+
+    @property
+    def verified_path(self) -> Path:
+        """Likely pairs of garments, looked at again (VERIFIED_SCHEMA)."""
+        return self.path / "verified.parquet"
 
     @property
     def suspects_path(self) -> Path:
@@ -402,8 +414,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _command(stage: str) -> str:
-    # `psnet match` searches and judges.
-    return "match" if stage == "judge" else stage
+    # `psnet match` searches, verifies and judges.
+    return "match" if stage in ("verify", "judge") else stage
 
 
 def _version(package: str) -> str:

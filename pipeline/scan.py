@@ -23,6 +23,7 @@ from pipeline.report import report
 from pipeline.rundir import RunDirectory, begin_run
 from pipeline.schema import CATALOGUE_SCHEMA
 from pipeline.settings import Settings
+from pipeline.verify import verify
 
 AnyPath = str | os.PathLike[str]
 
@@ -74,6 +75,7 @@ def _screen(run: RunDirectory, settings: Settings) -> None:
     extract(run, settings)
     build_index(run, settings)
     match(run, settings)
+    verify(run, settings)
     judge(run, settings)
     report(run, settings)
 

@@ -253,6 +253,58 @@ PAIR_SCHEMA: pa.Schema = pa.schema(
 """One row per item and partner (RUN/pairs.parquet), sorted by query and rank."""
 
 
+CHANGED_COLUMNS: tuple[str, ...] = tuple(f"changed_{region}" for region in REGIONS)
+
+_POINTS = _field(
+    "registered_points",
+    pa.int32(),
+    "local features that agree where one photograph was laid upon the other; null = the photographs were "
+    "not, or could not be, laid upon each other",
+    nullable=True,
+)
+_CHANGED = tuple(
+    _field(
+        column,
+        pa.float32(),
+        "log-odds that the region was changed, from the photographs laid upon each other; null = not "
+        "comparable there",
+        unit="above 0 = more likely than not, by the training's share of edits",
+        nullable=True,
+    )
+    for column in CHANGED_COLUMNS
+)
+
+
+def _homography(direction: str) -> pa.Field:
+    return _field(
+        "homography",
+        pa.list_(pa.float64(), 9),
+        f"how one photograph is laid upon the other: {direction}, of the upright originals, row-major",
+        unit="px",
+        shape="(3, 3)",
+        nullable=True,
+    )
+
+
+VERIFIED_SCHEMA: pa.Schema = pa.schema(
+    [
+        _text("image_sha256", "of the first garment; the garment is the key that sorts first"),
+        _field("garment_index", pa.int16(), "of the first garment"),
+        _text("other_image_sha256", "of the other garment"),
+        _field("other_garment_index", pa.int16(), "of the other garment"),
+        _text("status", "registered, not_registered, or unreadable (a picture)"),
+        _field(
+            "mirrored", pa.bool_(), "the other photograph was flipped horizontally before it was laid upon"
+        ),
+        _POINTS,
+        *_CHANGED,
+        _homography("from the first photograph's pixels to the other's"),
+    ]
+)
+"""One row per pair of garments that was looked at again (RUN/verified.parquet), sorted by its key. Regions
+are named from the first garment's side."""
+
+
 def _side_fields(side: str) -> tuple[pa.Field, ...]:
     of_item = ("seller_id", "brand", "category", "title", "listed_at", "url", "image")
     metadata = {field.name: field.metadata for field in _CATALOGUE_FIELDS}
@@ -321,6 +373,9 @@ SUSPECT_SCHEMA: pa.Schema = pa.schema(
             unit="-1..1, higher = more alike",
             nullable=True,
         ),
+        _POINTS,
+        *_CHANGED,
+        _homography("from the original's pixels to the suspect's"),
     ]
 )
 """One row per reported pair (RUN/suspects.parquet), sorted by rank."""

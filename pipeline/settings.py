@@ -95,6 +95,15 @@ class MatchSettings:
 
 
 @dataclass(frozen=True)
+class VerifySettings:
+    """Photographs of likely pairs laid upon each other."""
+
+    enabled: bool = True
+    min_normalised_score: float = bounded(0.45, -10.0, 1.0)
+    max_pairs_per_item: int = bounded(5, 1, 1000)
+
+
+@dataclass(frozen=True)
 class JudgeSettings:
     """From pairs to suspects."""
 
@@ -135,6 +144,7 @@ class Settings:
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
     match: MatchSettings = field(default_factory=MatchSettings)
+    verify: VerifySettings = field(default_factory=VerifySettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     ray: RaySettings = field(default_factory=RaySettings)

@@ -71,7 +71,10 @@ class StripeRetrieval(nn.Module):
         return unit_norm(torch.stack(stripes, 1)).expand(-1, NUM_REGIONS, -1)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two 3 × 3 convolutions beside a shortcut (He et al., CVPR 2016): (n, inputs, h, w) -> (n, outputs,
+    h / stride, w / stride)."""
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -109,12 +112,12 @@ class CropRetrieval(nn.Module):
             nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.trunk = nn.Sequential(
-            _Residual(width, width, 1),
-            _Residual(width, 2 * width, 2),
-            _Residual(2 * width, 2 * width, 1),
-            _Residual(2 * width, 4 * width, 2),
-            _Residual(4 * width, 4 * width, 1),
-            _Residual(4 * width, 8 * width, 2),
+            Residual(width, width, 1),
+            Residual(width, 2 * width, 2),
+            Residual(2 * width, 2 * width, 1),
+            Residual(2 * width, 4 * width, 2),
+            Residual(4 * width, 4 * width, 1),
+            Residual(4 * width, 8 * width, 2),
             nn.AdaptiveAvgPool2d(grid),
         )
         self.embed = nn.ModuleList(nn.Linear(8 * width * grid * grid, dim) for _ in range(NUM_REGIONS))

@@ -40,6 +40,9 @@ class Calibration:
     ``scoring``: the scoring mode that the thresholds were fitted for, a name of
     ``psnet.similarity.SCORINGS``.
     ``region_weights``: (4, 5), rows as ``psnet.regions.GROUPS``, the weights of Eq. 1.
+    ``registered_points``: so many agreeing points, or more, show that two photographs are of one garment.
+    ``changed_threshold``: per region, the log-odds from which it counts as changed where the photographs lie
+    upon each other (`psnet.verification`); None: the model was not calibrated for that.
     """
 
     kept_threshold: tuple[float, ...]
@@ -47,6 +50,8 @@ class Calibration:
     normalised_threshold: float = 0.0
     scoring: str = "best_regions"
     region_weights: tuple[tuple[float, ...], ...] = ((1.0,) * NUM_REGIONS,) * len(GROUPS)
+    registered_points: int = 12
+    changed_threshold: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.kept_threshold) != NUM_REGIONS:
@@ -59,7 +64,17 @@ class Calibration:
             raise ValueError("region_weights must be finite and not negative")
         if any(not sum(row) > 0 for row in self.region_weights):
             raise ValueError("region_weights need a positive weight in every row")
-        thresholds = (*self.kept_threshold, self.suspect_threshold, self.normalised_threshold)
+        changed = self.changed_threshold
+        if changed is not None and len(changed) != NUM_REGIONS:
+            raise ValueError(f"changed_threshold needs {NUM_REGIONS} values, not {len(changed)}")
+        if self.registered_points < 1:
+            raise ValueError("registered_points must be at least 1")
+        thresholds = (
+            *self.kept_threshold,
+            *(changed or ()),
+            self.suspect_threshold,
+            self.normalised_threshold,
+        )
         if not all(math.isfinite(t) for t in thresholds):
             raise ValueError("thresholds must be finite numbers")
         if self.scoring not in SCORINGS:
@@ -92,6 +107,8 @@ class Calibration:
                 values["region_weights"] = tuple(
                     tuple(float(w) for w in row) for row in values["region_weights"]
                 )
+            if values.get("changed_threshold") is not None:
+                values["changed_threshold"] = tuple(float(v) for v in values["changed_threshold"])
             return cls(**values)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a calibration: {error!r}") from None
@@ -114,7 +131,21 @@ def judge(cos: np.ndarray, comparable: np.ndarray, kept_threshold: Sequence[floa
     Args:
         cos: (..., 5); comparable: (..., 5) bool; kept_threshold: (5,).
     """
-    states = np.where(cos >= np.asarray(kept_threshold, cos.dtype), KEPT, CHANGED).astype(np.uint8)
+    return _verdict(cos >= np.asarray(kept_threshold, cos.dtype), comparable)
+
+
+def judge_registered(changed: np.ndarray, changed_threshold: Sequence[float]) -> Verdict:
+    """The verdict on pairs whose photographs were laid upon each other.
+
+    Args:
+        changed: (..., 5) log-odds that the region was changed, NaN where it cannot be compared, see
+            ``psnet.verification``. changed_threshold: (5,).
+    """
+    return _verdict(changed < np.asarray(changed_threshold, changed.dtype), ~np.isnan(changed))
+
+
+def _verdict(kept: np.ndarray, comparable: np.ndarray) -> Verdict:
+    states = np.where(kept, KEPT, CHANGED).astype(np.uint8)
     states[~comparable] = NOT_COMPARABLE
     changed = states == CHANGED
     collar, left, right, chest, waist = (changed[..., r] for r in range(NUM_REGIONS))
@@ -139,6 +170,7 @@ def explain(
     *,
     mirrored: bool = False,
     same_picture: bool = False,
+    points: int | None = None,
     direction: str | None = "unknown",
     days_later: int | None = None,
 ) -> str:
@@ -148,6 +180,7 @@ def explain(
         states: (5,) indices into STATES.
         mirrored: the suspect matches with its picture flipped.
         same_picture: both items show the same image file.
+        points: how many agree where one photograph was laid upon the other; None: it was not.
         direction: one of DIRECTIONS; None: of a picture that nobody offers, nothing is said about who was
             first.
         days_later: days from the original's listing to the suspect's (negative: the suspect came first), None
@@ -169,6 +202,8 @@ def explain(
             clauses.append(f"{_name(unknown)} cannot be compared")
         if mirrored:
             clauses.append("the picture is flipped")
+        if points is not None:
+            clauses.append(f"one photograph lies upon the other ({points} points agree)")
     if direction == "rights_holder":
         clauses.append("the right in the original is stated in the catalogue")
     if direction is None:

@@ -19,12 +19,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from psnet.comparison import RegionComparison
 from psnet.config import ConfigError, as_dict, load_config
 from psnet.model import PSNet, PSNetConfig
 from psnet.verdict import Calibration
 
 SHIPPED = Path(__file__).with_name("pretrained")
 PARTS = ("detector", "landmarks", "retrieval")
+COMPARISON_FILE = "comparison.safetensors"
+"""Of `psnet.comparison.RegionComparison`; features do not depend on it, and weights may come without."""
 FORMAT = 1
 
 
@@ -114,6 +117,28 @@ def load_psnet(path: str | Path | None = None) -> PSNet:
         file = folder / f"{part}.safetensors"
         load_part(getattr(model, part), file)
     return model.eval()
+
+
+def load_comparison(path: str | Path | None = None) -> RegionComparison | None:
+    """The network that compares registered photographs, in float32, ready for inference; None where
+    the folder has none. Raises WeightsError."""
+    folder = _folder(path)
+    file = folder / COMPARISON_FILE
+    if not file.is_file():
+        return None
+    try:
+        config = load_config(PSNetConfig, read_description(folder)["config"])
+    except (ConfigError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder / 'model.json'}: {error}") from error
+    model = RegionComparison(config.region_width, config.region_side)
+    load_part(model, file)
+    return model.eval()
+
+
+def comparison_digest(path: str | Path | None = None) -> str:
+    """Ten hex digits of the comparison network's weights, "" of a folder without one."""
+    file = _folder(path) / COMPARISON_FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:10] if file.is_file() else ""
 
 
 def load_part(module: torch.nn.Module, file: Path) -> None:

@@ -213,13 +213,13 @@
     const head = ["position", "score", "scan_rank", "scan_score", "normalised_score", "relation", "original_item_id", "suspect_item_id",
       "modified_regions", "direction", "days_later", "mirrored", ...REGIONS.map((r) => "cos_" + r), "original_seller_id", "suspect_seller_id",
       "original_brand", "suspect_brand", "original_title", "suspect_title", "original_listed_at", "suspect_listed_at", "original_url",
-      "suspect_url", "explanation", "decision", "reason"];
+      "suspect_url", "registered_points", "explanation", "decision", "reason"];
     return [csvLine(head), ...shown.map((p, i) => {
       const d = decisionOf(p);
       return csvLine([i + 1, p.now.toFixed(6), p.rank, p.score, p.norm, p.relation, guard(p.original.id), guard(p.suspect.id),
         p.modified.join("|"), p.direction, p.days, p.mirrored, ...p.cos, guard(p.original.seller), guard(p.suspect.seller),
         guard(p.original.brand), guard(p.suspect.brand), guard(p.original.title), guard(p.suspect.title), p.original.listed,
-        p.suspect.listed, guard(p.original.url), guard(p.suspect.url), guard(p.explanation), d?.decision, guard(d?.reason || "")]);
+        p.suspect.listed, guard(p.original.url), guard(p.suspect.url), p.points, guard(p.explanation), d?.decision, guard(d?.reason || "")]);
     })];
   }
 
@@ -307,12 +307,19 @@
       item.title ? el("p", { class: "itemtitle", title: item.title }, item.title) : null,
       facts(item));
   }
+  // Log-odds of a change -> how likely the region is unchanged.
+  const unchanged = (odds) => (odds === null ? null : 1 / (1 + Math.exp(odds)));
+  function barNote(pair) {
+    if (pair.laid) return `One photograph lies upon the other (${count(pair.points, "point")} agree): the bars say how likely each region is unchanged. The tick marks where it counts as kept.`;
+    return data.thresholds ? "The tick marks where a region counts as kept." : "";
+  }
   function bars(pair, root) {
-    const list = el("div", { class: "bars", role: "list", "aria-label": "Similarity per region" });
+    const list = el("div", { class: "bars", role: "list", "aria-label": pair.laid ? "How likely each region is unchanged" : "Similarity per region" });
     REGIONS.forEach((region, r) => {
-      const cos = pair.cos[r], state = pair.states[r];
+      const state = pair.states[r];
+      const [cos, threshold] = pair.laid ? [unchanged(pair.changed[r]), unchanged(data.changed_thresholds[r])]
+        : [pair.cos[r], data.thresholds ? data.thresholds[r] : null];
       const share = cos === null ? 0 : Math.min(Math.max(cos, 0), 1);
-      const threshold = data.thresholds ? data.thresholds[r] : null;
       const rare = pair.distinct && pair.distinct[r] !== null ? `, distinctiveness ${fixed(pair.distinct[r], 2)}` : "";
       const track = el("span", { class: "track", "aria-hidden": "true" });
       const fill = el("span", { class: "fill" });
@@ -355,7 +362,7 @@
         el("div", { class: "evidence" },
           el("p", { class: "explanation" }, pair.explanation),
           bars(pair, () => node),
-          data.thresholds ? el("p", { class: "barnote" }, "The tick marks where a region counts as kept.") : null,
+          barNote(pair) ? el("p", { class: "barnote" }, barNote(pair)) : null,
           pair.agree ? el("p", { class: "attributes" }, attributeText(pair)) : null,
           el("p", { class: "direction" }, directionText(pair)),
           numbers,
@@ -570,16 +577,42 @@
     return svg("svg", { class: side === 1 && pair.mirrored ? "flip" : "", viewBox: `${x} ${y} ${half * 2} ${half * 2}`, role: "img", "aria-label": `${LABEL[REGIONS[r]]}, ${side === 0 ? "original" : "suspect"}` },
       svg("image", { href: picture.src, x: 0, y: 0, width: picture.w, height: picture.h, preserveAspectRatio: "none" }));
   }
+  // The original laid upon the suspect's photograph as the scan found it; a slider fades from one to the other.
+  function superposition(pair) {
+    const pictures = pair.garments.map((garment) => garment && data.pictures[garment.picture]);
+    if (!pair.laid || pictures.some((picture) => !picture || !picture.src)) return null;
+    const [below, above] = [pictures[1], pictures[0]].map((picture) => {
+      const image = el("img", { src: picture.src, alt: "", decoding: "async" });
+      image.style.width = picture.w + "px";
+      image.style.height = picture.h + "px";
+      return image;
+    });
+    const [a, b, c, d, e, f, g, h, i] = pair.laid;
+    above.style.transform = `matrix3d(${[a, d, 0, g, b, e, 0, h, 0, 0, 1, 0, c, f, 0, i].join(",")})`;
+    const fade = (share) => { above.style.opacity = share / 100; };
+    fade(50);
+    const stage = el("div", { class: "stage" }, below, above);
+    const frame = el("div", { class: "photo laid" }, stage);
+    new ResizeObserver(() => {
+      const { w, h: high } = pictures[1];
+      const scale = Math.min(frame.clientWidth / w, frame.clientHeight / high);
+      const left = (frame.clientWidth - scale * w) / 2, top = (frame.clientHeight - scale * high) / 2;
+      stage.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
+    }).observe(frame);
+    return el("figure", null, frame,
+      el("figcaption", { class: "sidehead" }, el("b", null, "Laid upon each other"),
+        el("label", { class: "fade" }, "suspect", el("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Fade from the suspect to the original", oninput: (event) => fade(event.target.value) }), "original")));
+  }
   function openCompare(pair) {
     compared = pair;
     const at = shown.indexOf(pair);
     $("comparehead").replaceChildren(at >= 0 ? `#${number(at + 1)} ` : "", badge(pair.relation), " " + whatChanged(pair) + (pair.mirrored ? " ⇄ mirrored, the suspect's details are flipped" : ""));
     const body = $("comparebody");
     body.replaceChildren(
-      el("div", { class: "comparepair" + (view.boxes ? "" : " noboxes") }, [0, 1].map((side) => el("figure", null,
+      el("div", { class: "comparepair" + (pair.laid ? " three" : "") + (view.boxes ? "" : " noboxes") }, [0, 1].map((side) => el("figure", null,
         photo(pair, side, {}, "div"),
         el("figcaption", { class: "sidehead" }, el("b", null, side === 0 ? (pair.direction === "unknown" ? "Original?" : "Original") : "Suspect"),
-          el("span", { class: "mono" }, (side === 0 ? pair.original : pair.suspect).id))))),
+          el("span", { class: "mono" }, (side === 0 ? pair.original : pair.suspect).id)))), superposition(pair)),
       el("div", { class: "crops" }, REGIONS.map((region, r) => el("div", { class: "crop", onmouseenter: () => highlight(body, r), onmouseleave: () => highlight(body, null) },
         el("h3", null, el("span", { class: "letter " + pair.states[r], "aria-hidden": "true" }, LETTERS[region]), LABEL[region]),
         el("div", { class: "pair" }, crop(pair, 0, r), crop(pair, 1, r)),

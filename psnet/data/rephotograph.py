@@ -35,7 +35,8 @@ class Subject:
 class View:
     """A photograph of a subject. Boxes and points in pixels of ``pixels`` (H, W, 3) uint8.
 
-    ``region_seen`` (5,) float, the share of each region inside the frame, 0 where absent.
+    ``region_seen`` (5,) float, the share of each region inside the frame, 0 where absent. ``matrix`` (3, 3)
+    float64 maps the subject's pixels to the view's.
     """
 
     pixels: np.ndarray
@@ -44,6 +45,20 @@ class View:
     region_boxes: np.ndarray
     region_seen: np.ndarray
     mirrored: bool
+    matrix: np.ndarray
+
+    @classmethod
+    def itself(cls, subject: Subject) -> View:
+        """The photograph that the subject was labelled in."""
+        return cls(
+            pixels=subject.pixels,
+            box=subject.box,
+            landmarks=subject.landmarks,
+            region_boxes=subject.region_boxes,
+            region_seen=(~np.isnan(subject.region_boxes[:, 0])).astype(np.float32),
+            mirrored=False,
+            matrix=np.eye(3),
+        )
 
 
 @dataclass(frozen=True)
@@ -269,4 +284,5 @@ def rephotograph(
         region_boxes=regions.astype(np.float32),
         region_seen=np.where(np.isnan(regions[:, 0]), 0.0, seen).astype(np.float32),
         mirrored=mirrored,
+        matrix=matrix,
     )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from psnet.comparison import RegionComparison
 from psnet.config import ConfigError, add_options, load_options
 from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
@@ -28,10 +29,17 @@ from psnet.landmarks import LandmarkBranch
 from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
 from psnet.predictor import Predictor
 from psnet.regions import GROUPS, NUM_REGIONS
+from psnet.retrieval import CropRetrieval
 from psnet.similarity import SCORINGS
 from psnet.train.asen import train_asen
 from psnet.train.asen_settings import AsenSettings
 from psnet.train.calibrate import calibrate
+from psnet.train.comparison import (
+    ComparisonSamples,
+    comparison_batch,
+    comparison_figures,
+    comparison_loss,
+)
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import (
     LandmarkSamples,
@@ -59,11 +67,14 @@ from psnet.train.retrieval import (
 )
 from psnet.train.settings import TrainSettings
 from psnet.verdict import MAX_CHANGED_PARTS, Calibration
-from psnet.weights import load_part, save_description, save_part
+from psnet.verification import Verifier
+from psnet.weights import COMPARISON_FILE, load_part, save_description, save_part
 
 LANDMARKS_FILE = "landmarks.safetensors"
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
+# Pairs of photographs by which the comparison is judged.
+HELD_COMPARISONS = 300
 PARTS = (
     "detector",
     "landmarks",
@@ -71,6 +82,7 @@ PARTS = (
     "edited",
     "retrieval",
     "region-weights",
+    "comparison",
     "calibration",
     "all",
     "asen",
@@ -397,13 +409,35 @@ REGION_WEIGHTS = {
 }
 
 
+def train_comparison(settings: TrainSettings) -> None:
+    """The network that compares registered photographs, from the retrieval branch's first stages on."""
+    train, held = load_garments(settings)
+    out, side = Path(settings.out), settings.model.region_side
+    model = RegionComparison(settings.model.region_width, side)
+    branch = build_retrieval_branch(settings.model)
+    if isinstance(branch, CropRetrieval) and (out / "retrieval.safetensors").exists():
+        load_part(branch, out / "retrieval.safetensors")
+        model.start_from(branch)
+    batch = comparison_batch(held, settings.seed + 1, side, HELD_COMPARISONS)
+    fit(
+        model,
+        ComparisonSamples(train, settings.seed, side, settings.box_noise),
+        comparison_loss,
+        out / "comparison",
+        _loop(settings, settings.comparison),
+        lambda m: comparison_figures(m, batch),
+    )
+    save_part(model, out / COMPARISON_FILE)
+
+
 def fit_calibration(settings: TrainSettings) -> None:
     """Thresholds for the three trained parts; writes model.json, which makes the folder a weights folder."""
     out = Path(settings.out)
     save_description(out, settings.model, {"calibration": json.loads(Calibration.default().to_json())})
     _, held = load_garments(settings)
     predictor = Predictor.load(out, settings.device, settings.precision)
-    calibration, figures = calibrate(predictor, held, stranger_images(settings), settings.seed)
+    verifier = Verifier.load(out)
+    calibration, figures = calibrate(predictor, verifier, held, stranger_images(settings), settings.seed)
     learnt = out / REGION_WEIGHTS_FILE
     weights = json.loads(learnt.read_text()) if learnt.exists() else None
     if weights is not None:
@@ -424,6 +458,7 @@ def fit_calibration(settings: TrainSettings) -> None:
             "edited_landmarks",
             "edited_detector",
             "retrieval",
+            "comparison",
         )
     }
     provenance = {
@@ -456,6 +491,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "edited": train_edited,
         "retrieval": train_retrieval,
         "region-weights": train_region_weights,
+        "comparison": train_comparison,
         "calibration": fit_calibration,
     }
     try:

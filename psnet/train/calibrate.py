@@ -6,7 +6,7 @@ features), since that is what the verdict will see. A catalogue without copies g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,18 @@ from psnet.similarity import (
 from psnet.taxonomy import Taxonomy
 from psnet.train.landmarks import subject_of
 from psnet.train.retrieval import IGNORED, edited_regions
-from psnet.verdict import CHANGED, IDENTICAL, MAX_CHANGED_PARTS, PLAGIARISED, SIMILAR, Calibration, judge
+from psnet.verdict import (
+    CHANGED,
+    IDENTICAL,
+    MAX_CHANGED_PARTS,
+    PLAGIARISED,
+    SIMILAR,
+    Calibration,
+    Verdict,
+    judge,
+    judge_registered,
+)
+from psnet.verification import Sight, Verification, Verifier
 
 CALIBRATION_CAMERA = CameraRange(
     side=400,
@@ -44,6 +55,12 @@ CALIBRATION_CAMERA = CameraRange(
     colour=0.1,
 )
 
+
+# Normalised score from which the photographs of strangers are looked at, as a scan does.
+LIKELY = 0.45
+# Least agreeing points to choose from: fewer may be chance, of many more there are often not enough.
+POINTS = range(8, 31)
+REPORTED = (IDENTICAL, PLAGIARISED)
 
 # A catalogue of this many items may get one false suspect per 200 of them; pairs grow with its square.
 CATALOGUE = 4000
@@ -77,18 +94,54 @@ class Described:
 
 @dataclass(frozen=True)
 class Pairs:
-    """n pairs compared: ``cos``, ``comparable`` (n, 5), ``score``, ``normalised`` (n,)."""
+    """n pairs compared: ``cos``, ``comparable`` (n, 5), ``mirrored``, ``score``, ``normalised`` (n,); what
+    `psnet.verification` says of their photographs: ``points`` (n,), 0 where they do not lie upon each other,
+    and ``changed`` (n, 5)."""
 
     cos: np.ndarray
     comparable: np.ndarray
+    mirrored: np.ndarray
     score: np.ndarray
     normalised: np.ndarray
+    points: np.ndarray
+    changed: np.ndarray
 
     @classmethod
     def of(cls, a: Described, b: Described, level: np.ndarray) -> Pairs:
-        ones = np.ones((len(level), NUM_REGIONS), np.float32)
+        """By their features alone."""
+        count = len(level)
+        ones = np.ones((count, NUM_REGIONS), np.float32)
         found = compare(a.features, a.presence, b.features, b.presence, ones, mirrored_x=b.mirrored)
-        return cls(found.cos, found.comparable, found.score, normalise(found.score, level))
+        points, changed = np.zeros(count, np.int64), np.full((count, NUM_REGIONS), np.nan, np.float32)
+        normalised = normalise(found.score, level)
+        return cls(found.cos, found.comparable, found.mirrored, found.score, normalised, points, changed)
+
+    def take(self, rows: np.ndarray) -> Pairs:
+        return Pairs(*(value[rows] for value in vars(self).values()))
+
+    def verified(self, found: Sequence[Verification | None]) -> Pairs:
+        """With what was seen when the photographs were laid upon each other."""
+        points, changed = self.points.copy(), self.changed.copy()
+        for row, one in enumerate(found):
+            if one is not None:
+                points[row], changed[row] = one.points, one.changed
+        return replace(self, points=points, changed=changed)
+
+    def judged(self, calibration: Calibration) -> tuple[Verdict, np.ndarray]:
+        """What is said of each pair, as `pipeline.judge` does, and which ones would be reported."""
+        features = judge(self.cos, self.comparable, calibration.kept_threshold)
+        enough = (self.score >= calibration.suspect_threshold) & (
+            self.normalised >= calibration.normalised_threshold
+        )
+        if calibration.changed_threshold is None:
+            return features, enough & np.isin(features.relation, REPORTED)
+        seen = self.points >= calibration.registered_points
+        registered = judge_registered(self.changed, calibration.changed_threshold)
+        verdict = Verdict(
+            np.where(seen[:, None], registered.states, features.states),
+            np.where(seen, registered.relation, features.relation),
+        )
+        return verdict, (enough | seen) & np.isin(verdict.relation, REPORTED)
 
 
 @dataclass(frozen=True)
@@ -100,6 +153,9 @@ class LabelledPairs:
     edited: np.ndarray
     parts: np.ndarray
     lost: int
+
+    def take(self, rows: np.ndarray) -> LabelledPairs:
+        return LabelledPairs(self.pairs.take(rows), self.edited[rows], self.parts[rows], self.lost)
 
     @property
     def clear(self) -> np.ndarray:
@@ -117,6 +173,7 @@ def first_garments(predictor: Predictor, images: Sequence[np.ndarray]) -> list[G
 
 def labelled_pairs(
     predictor: Predictor,
+    verifier: Verifier | None,
     garments: Sequence[LabelledGarment],
     sample: Described | None,
     seed: int,
@@ -126,6 +183,7 @@ def labelled_pairs(
     swap = Taxonomy.load("clothing11").swap
     originals: list[Garment] = []
     copied: list[Garment] = []
+    seen: list[Verification | None] = []
     states, counts, lost = [], [], 0
     for index, garment in enumerate(garments):
         rng = np.random.default_rng((seed, index))
@@ -139,67 +197,107 @@ def labelled_pairs(
             edits.append((edited_regions(subject, edited, parts), len(parts)))
             images.append(rephotograph(edited, rng, CALIBRATION_CAMERA, swap=swap, other=donor.read()).pixels)
         original, *found = first_garments(predictor, images)
-        for copy, (state, count) in zip(found, edits, strict=True):
+        for image, copy, (state, count) in zip(images[1:], found, edits, strict=True):
             if original is None or copy is None:
                 lost += 1
                 continue
+            if verifier is not None:
+                seen.append(verifier.verify(_sight(images[0], original), _sight(image, copy)))
             originals.append(original)
             copied.append(copy)
             states.append(state)
             counts.append(count)
     a, b = Described.of(originals), Described.of(copied)
     level = np.zeros(len(counts), np.float32) if sample is None else (a.levels(sample) + b.levels(sample)) / 2
-    return LabelledPairs(Pairs.of(a, b, level), np.array(states), np.array(counts), lost)
+    pairs = Pairs.of(a, b, level)
+    labelled = LabelledPairs(pairs, np.array(states), np.array(counts), lost)
+    return labelled if verifier is None else replace(labelled, pairs=pairs.verified(seen))
+
+
+def _sight(image: np.ndarray, garment: Garment) -> Sight:
+    return Sight.of(image, garment.box, garment.region_boxes, garment.presence)
 
 
 def kept_thresholds(labelled: LabelledPairs) -> tuple[float, ...]:
-    """Per region the cosine from which it counts as kept.
+    """Per region the cosine from which it counts as kept. Only regions seen on both sides count for the
+    start: absent against present is a change at any threshold."""
+    pairs = labelled.pairs
+
+    def agreement(thresholds: np.ndarray) -> float:
+        return verdict_agreement(labelled, judge(pairs.cos, pairs.comparable, tuple(thresholds)))
+
+    usable = pairs.comparable & (pairs.cos != 0)
+    candidates, steps = np.linspace(0, 0.98, 197), (0.05, 0.02, 0.01)
+    return _region_thresholds(pairs.cos, usable, labelled.edited, candidates, steps, agreement)
+
+
+def changed_thresholds(labelled: LabelledPairs) -> tuple[float, ...]:
+    """Per region the log-odds from which it counts as changed, from pairs whose photographs lie upon each
+    other."""
+    labelled = labelled.take(labelled.pairs.points > 0)
+    changed = labelled.pairs.changed
+
+    def agreement(kept: np.ndarray) -> float:
+        return verdict_agreement(labelled, judge_registered(changed, tuple(-kept)))
+
+    candidates, steps = np.linspace(-8, 8, 161), (0.5, 0.2, 0.1)
+    kept = _region_thresholds(-changed, ~np.isnan(changed), labelled.edited, candidates, steps, agreement)
+    return tuple(-t for t in kept)
+
+
+def _region_thresholds(
+    values: np.ndarray,
+    usable: np.ndarray,
+    edited: np.ndarray,
+    candidates: np.ndarray,
+    steps: Sequence[float],
+    agreement: Callable[[np.ndarray], float],
+) -> tuple[float, ...]:
+    """Per region the value (n, 5) from which it counts as kept.
 
     A start from each region's least balanced error, then a coordinate search for what the verdict is read
-    for: the relation of the pair and the overlap of the named with the edited regions. Only regions seen on
-    both sides count: absent against present is a change at any threshold. The sleeves share theirs.
+    for, ``agreement``: the relation of the pair and the overlap of the named with the edited regions. The
+    sleeves share theirs.
     """
     thresholds = np.zeros(NUM_REGIONS)
     shared = ([0], [1, 2], [3], [4])
-    pairs = labelled.pairs
     for regions in shared:
-        cos, edited = pairs.cos[:, regions], labelled.edited[:, regions]
-        usable = pairs.comparable[:, regions] & (cos != 0)
-        kept, changed = np.sort(cos[usable & (edited == 0)]), np.sort(cos[usable & (edited == 1)])
-        candidates = np.linspace(0, 0.98, 197)
+        value, truth, use = values[:, regions], edited[:, regions], usable[:, regions]
+        kept, changed = np.sort(value[use & (truth == 0)]), np.sort(value[use & (truth == 1)])
         error = np.searchsorted(kept, candidates) / max(len(kept), 1)
         error += 1 - np.searchsorted(changed, candidates) / max(len(changed), 1)
         thresholds[regions] = candidates[int(error.argmin())]
-    best = verdict_agreement(labelled, thresholds)
-    for step in (0.05, 0.02, 0.01):
+    best = agreement(thresholds)
+    for step in steps:
         for _ in range(6):
             before = best
             for regions in shared:
                 for change in (step, -step):
                     tried = thresholds.copy()
-                    tried[regions] = np.clip(tried[regions] + change, 0, 1)
-                    if (now := verdict_agreement(labelled, tried)) > best:
+                    tried[regions] = np.clip(tried[regions] + change, candidates[0], candidates[-1])
+                    if (now := agreement(tried)) > best:
                         thresholds, best = tried, now
             if best == before:
                 break
     return tuple(round(float(t), 3) for t in thresholds)
 
 
-def verdict_agreement(labelled: LabelledPairs, thresholds: np.ndarray) -> float:
+def verdict_agreement(labelled: LabelledPairs, said: Verdict) -> float:
     """Share of relations said rightly plus mean overlap of the named with the edited regions, over pairs
     whose edits can be seen."""
     clear = labelled.clear
-    said = judge(labelled.pairs.cos[clear], labelled.pairs.comparable[clear], tuple(thresholds))
     parts = labelled.parts[clear]
     true = np.where(parts == 0, IDENTICAL, np.where(parts <= MAX_CHANGED_PARTS, PLAGIARISED, SIMILAR))
-    changed, edited = said.states == CHANGED, labelled.edited[clear] == 1
+    changed, edited = said.states[clear] == CHANGED, labelled.edited[clear] == 1
     copied = (parts > 0) & (parts <= MAX_CHANGED_PARTS)
     overlap = (changed & edited).sum(1) / np.maximum((changed | edited).sum(1), 1)
-    return float((said.relation == true).mean() + overlap[copied].mean())
+    return float((said.relation[clear] == true).mean() + overlap[copied].mean())
 
 
-def stranger_pairs(strangers: Described, sellers: np.ndarray, sample: Described, floor: float) -> Pairs:
-    """Pairs of a catalogue without copies that score ``floor`` or more, each once.
+def stranger_pairs(
+    strangers: Described, sellers: np.ndarray, sample: Described, floor: float
+) -> tuple[Pairs, np.ndarray, np.ndarray]:
+    """Pairs of a catalogue without copies that score ``floor`` or more, each once, and which two they are.
 
     Pairs of one seller do not count: they are never reported, and shops photograph one garment twice.
     """
@@ -223,32 +321,47 @@ def stranger_pairs(strangers: Described, sellers: np.ndarray, sample: Described,
         matches.append(match)
     query, match = np.concatenate(queries), np.concatenate(matches)
     level = (levels[query] + levels[match]) / 2
-    return Pairs.of(strangers.take(query), strangers.take(match), level)
+    return Pairs.of(strangers.take(query), strangers.take(match), level), query, match
 
 
 def suspect_thresholds(
-    copies: Pairs, strangers: Pairs, kept: Sequence[float], allowed: float
-) -> tuple[float, float]:
-    """Least score and least normalised score of a suspect: of those that let no more than ``allowed`` pairs
-    of strangers pass, the two that keep most copies."""
-
-    def reported(pairs: Pairs) -> np.ndarray:
-        relation = judge(pairs.cos, pairs.comparable, kept).relation
-        return np.isin(relation, (IDENTICAL, PLAGIARISED))
-
-    true, false = reported(copies), reported(strangers)
-    best = (-1.0, 1.0, 1.0)
-    for score in np.arange(0.5, 1.0, 0.01):
-        rivals = np.sort(strangers.normalised[false & (strangers.score >= score)])[::-1]
-        # Just above the first one too many.
-        least = float(rivals[int(allowed)]) + 1e-4 if len(rivals) > allowed else 0.0
-        found = float((true & (copies.score >= score) & (copies.normalised >= least)).mean())
-        best = max(best, (found, round(float(score), 4), round(least, 4)))
-    return best[1], best[2]
+    copies: Pairs, strangers: Pairs, calibration: Calibration, allowed: float
+) -> Calibration:
+    """Least score and least normalised score of a suspect, and least agreeing points of photographs that lie
+    upon each other: of those that let no more than ``allowed`` pairs of strangers pass, the ones that keep
+    most copies; of equal ones the most points."""
+    best: tuple[tuple[float, int, float], Calibration] | None = None
+    for points in POINTS if calibration.changed_threshold is not None else POINTS[:1]:
+        for score in np.arange(0.5, 1.0, 0.01):
+            tried = replace(
+                calibration,
+                registered_points=points,
+                suspect_threshold=round(float(score), 4),
+                normalised_threshold=-10.0,
+            )
+            by_features = strangers.points < points
+            reported = strangers.judged(tried)[1]
+            rest = allowed - (reported & ~by_features).sum()
+            if rest < 0:
+                continue
+            rivals = np.sort(strangers.normalised[reported & by_features])[::-1]
+            # Just above the first one too many.
+            least = float(rivals[int(rest)]) + 1e-4 if len(rivals) > rest else 0.0
+            tried = replace(tried, normalised_threshold=round(least, 4))
+            found = float(copies.judged(tried)[1].mean())
+            key = (round(found, 4), points, float(score))
+            if best is None or key > best[0]:
+                best = key, tried
+    if best is None:
+        raise ValueError(
+            "the strangers' photographs lie upon each other: they are no catalogue without copies"
+        )
+    return best[1]
 
 
 def calibrate(
     predictor: Predictor,
+    verifier: Verifier | None,
     garments: Sequence[LabelledGarment],
     strangers: Sequence[tuple[Path, str]],
     seed: int,
@@ -260,37 +373,67 @@ def calibrate(
     """
     pictures = [np.asarray(Image.open(path).convert("RGB")) for path, _ in strangers]
     found = first_garments(predictor, pictures)
-    sellers = np.array([s for (_, s), g in zip(strangers, found, strict=True) if g is not None])
-    shown = [g for g in found if g is not None]
-    if len(shown) < LEAST_ABOVE:
-        labelled = labelled_pairs(predictor, garments, None, seed)
-        kept = kept_thresholds(labelled)
-        score = float(np.quantile(labelled.pairs.score[labelled.parts <= MAX_CHANGED_PARTS], 0.02))
-        calibration = replace(Calibration.default(), kept_threshold=kept, suspect_threshold=round(score, 4))
-        return calibration, {"pairs": float(len(labelled.parts)), "lost": float(labelled.lost)}
-    described = Described.of(shown)
-    sample = described.take(np.arange(min(BACKGROUND_PICTURES, len(shown))))
-    labelled = labelled_pairs(predictor, garments, sample, seed)
-    kept = kept_thresholds(labelled)
-    copied = labelled.parts <= MAX_CHANGED_PARTS
-    copies = Pairs(*(value[copied] for value in vars(labelled.pairs).values()))
-    rivals = stranger_pairs(described, sellers, sample, 0.5)
+    shown = [number for number, garment in enumerate(found) if garment is not None]
+    sample = None
+    if len(shown) >= LEAST_ABOVE:
+        described = Described.of([garment for garment in found if garment is not None])
+        sample = described.take(np.arange(min(BACKGROUND_PICTURES, len(shown))))
+    labelled = labelled_pairs(predictor, verifier, garments, sample, seed)
+    calibration = replace(Calibration.default(), kept_threshold=kept_thresholds(labelled))
+    if verifier is not None:
+        calibration = replace(calibration, changed_threshold=changed_thresholds(labelled))
+    copies = labelled.pairs.take(labelled.parts <= MAX_CHANGED_PARTS)
+    figures = {"pairs": float(len(labelled.parts)), "lost": float(labelled.lost)}
+    if sample is None:
+        score = round(float(np.quantile(copies.score, 0.02)), 4)
+        return replace(calibration, suspect_threshold=score), figures
+    sellers = np.array([strangers[number][1] for number in shown])
+    rivals, query, match = stranger_pairs(described, sellers, sample, 0.5)
+    if verifier is not None:
+        rivals = rivals.verified(
+            _looked_at(verifier, [(pictures[n], found[n]) for n in shown], rivals, query, match)
+        )
     allowed = len(shown) ** 2 * FALSE_PER_ITEM / CATALOGUE
-    score, normalised = suspect_thresholds(copies, rivals, kept, allowed)
-    calibration = replace(
-        Calibration.default(),
-        kept_threshold=kept,
-        suspect_threshold=score,
-        normalised_threshold=normalised,
-    )
-    passed = (copies.score >= score) & (copies.normalised >= normalised)
-    figures = {
-        "pairs": float(len(labelled.parts)),
-        "lost": float(labelled.lost),
+    calibration = suspect_thresholds(copies, rivals, calibration, allowed)
+    verdict, reported = labelled.pairs.judged(calibration)
+    of_copies = reported[labelled.parts <= MAX_CHANGED_PARTS]
+    figures |= {
         "strangers": float(len(shown)),
         "stranger pairs allowed": float(allowed),
-        "copies above the thresholds": float(passed.mean()),
-        "relation right plus overlap of regions": verdict_agreement(labelled, np.array(kept)),
+        "copies reported": float(of_copies.mean()),
+        "copies whose photographs lie upon each other": float(
+            (copies.points >= calibration.registered_points).mean()
+        ),
+        "strangers whose photographs lie upon each other": float(
+            (rivals.points >= calibration.registered_points).sum()
+        ),
+        "relation right plus overlap of regions": verdict_agreement(labelled, verdict),
+        "the same of reported pairs": verdict_agreement(
+            labelled.take(reported), Verdict(verdict.states[reported], verdict.relation[reported])
+        ),
         "median score of copies": float(np.median(copies.score)),
     }
     return calibration, figures
+
+
+def _looked_at(
+    verifier: Verifier,
+    shown: Sequence[tuple[np.ndarray, Garment | None]],
+    pairs: Pairs,
+    query: np.ndarray,
+    match: np.ndarray,
+) -> list[Verification | None]:
+    """What `Verifier.verify` says of the likely ones among the pairs of strangers."""
+    sights: dict[int, Sight] = {}
+
+    def sight(number: int) -> Sight:
+        if number not in sights:
+            image, garment = shown[number]
+            assert garment is not None
+            sights[number] = _sight(image, garment)
+        return sights[number]
+
+    return [
+        verifier.verify(sight(a), sight(b), bool(mirrored)) if normalised >= LIKELY else None
+        for a, b, mirrored, normalised in zip(query, match, pairs.mirrored, pairs.normalised, strict=True)
+    ]

@@ -225,15 +225,7 @@ Shown = tuple[View, str]
 
 
 def as_photographed(garments: Sequence[LabelledGarment]) -> list[Shown]:
-    return [
-        (
-            View(
-                g.read(), g.box, g.landmarks, g.region_boxes, (~g.absent).astype(np.float32), mirrored=False
-            ),
-            g.category,
-        )
-        for g in garments
-    ]
+    return [(View.itself(subject_of(g)), g.category) for g in garments]
 
 
 def edited_and_photographed(garments: Sequence[LabelledGarment], seed: int) -> list[Shown]:

@@ -63,8 +63,11 @@ def mirror_subject(subject: Subject, swap: np.ndarray) -> Subject:
     )
 
 
-def edited_regions(before: Subject, after: Subject, parts: Sequence[str]) -> np.ndarray:
-    """(5,) int8: 1 where the region visibly changed, 0 where not, -1 where it is too little to say."""
+def edited_regions(
+    before: Subject, after: Subject, parts: Sequence[str], visible: float = VISIBLE_EDIT
+) -> np.ndarray:
+    """(5,) int8: 1 where the region visibly changed, by ``visible`` grey levels on average, 0 where not, -1
+    where it is too little to say."""
     state = np.zeros(NUM_REGIONS, np.int8)
     for part in parts:
         for name in PART_REGIONS[part]:
@@ -79,7 +82,7 @@ def edited_regions(before: Subject, after: Subject, parts: Sequence[str]) -> np.
             x0, y0, x1, y1 = (int(v) for v in np.clip(box, 0, [w, h, w, h]))
             old = before.pixels[y0:y1, x0:x1].astype(np.int16)
             change = np.abs(old - after.pixels[y0:y1, x0:x1]).mean() if old.size else 0.0
-            state[r] = 1 if change > VISIBLE_EDIT else IGNORED
+            state[r] = 1 if change > visible else IGNORED
     return state
 
 

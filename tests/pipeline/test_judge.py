@@ -11,18 +11,21 @@ import pytest
 
 from pipeline.dismissed import read_dismissed
 from pipeline.errors import UserError
+from pipeline.items import Items, exclusion
 from pipeline.judge import (
     CSV_FIRST,
-    Items,
+    WEIGHED_SCHEMA,
     direction_of,
-    exclusion,
     find_suspects,
     judge,
     suspect_table,
+    weighed,
 )
 from pipeline.match import match
-from pipeline.schema import PAIR_SCHEMA, SUSPECT_SCHEMA
+from pipeline.schema import CHANGED_COLUMNS, PAIR_SCHEMA, SUSPECT_SCHEMA, VERIFIED_SCHEMA
 from pipeline.settings import load_settings
+from pipeline.verify import verify
+from psnet.verdict import Calibration
 from tests.pipeline.synthetic_garments import catalogue, item_table, plain_items, write_run
 
 
@@ -104,7 +107,7 @@ def pair(query: str, match: str, **values: object) -> dict[str, object]:
 
 def suspects_of(pairs, items):
     table = item_table([{**one, "image_sha256": one["item_id"]} for one in items])
-    found, excluded = find_suspects(pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA), Items(table))
+    found, excluded = find_suspects(pa.Table.from_pylist(pairs, schema=WEIGHED_SCHEMA), Items(table))
     garments = {
         (one["item_id"], index): {"category": "vest", "group": None, "distinctiveness_chest": 0.3}
         for one in items
@@ -136,6 +139,94 @@ def test_a_pair_known_from_the_copys_side_names_the_originals_regions(mirrored, 
     assert row[f"cos_{changed}"] == pytest.approx(0.1)
 
 
+CALIBRATION = Calibration((0.7,) * 5, 0.8, 0.4, registered_points=10, changed_threshold=(0.0,) * 5)
+REPORTED = ("identical", "plagiarised")
+
+
+def seen(one: str, other: str, **values: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "image_sha256": one,
+        "garment_index": 0 if one == "late" else 1,
+        "other_image_sha256": other,
+        "other_garment_index": 0 if other == "late" else 1,
+        "status": "registered",
+        "mirrored": False,
+        "registered_points": 12,
+        **dict.fromkeys(CHANGED_COLUMNS, -3.0),
+        "homography": [2.0, 0, 4, 0, 1, 0, 0, 0, 1],
+    }
+    return {**row, **values}
+
+
+def weigh(pairs, verified):
+    items = item_table([{**one, "image_sha256": one["item_id"]} for one in EARLY_AND_LATE])
+    return weighed(
+        pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA),
+        pa.Table.from_pylist(verified, schema=VERIFIED_SCHEMA),
+        items,
+        CALIBRATION,
+        REPORTED,
+    ).to_pylist()
+
+
+def weak(**values):
+    return pair("late", "soon", score=0.6, normalised_score=0.2, **values)
+
+
+def test_photographs_that_lie_upon_each_other_count_more_than_cosines():
+    # Below every threshold, and the chest was edited.
+    (row,) = weigh([weak()], [seen("late", "soon", changed_chest=2.5)])
+    assert row["relation"] == "plagiarised" and row["registered_points"] == 12
+    assert [row[f"state_{r}"] for r in ("collar", "left_sleeve", "chest")] == ["kept", "kept", "changed"]
+    assert row["score"] == pytest.approx(0.6) and row["homography"][:3] == [2, 0, 4]
+    # Alike by its features, but three parts were edited.
+    edited = seen("late", "soon", changed_chest=2.5, changed_waist=1.0, changed_collar=0.5)
+    assert weigh([pair("late", "soon")], [edited]) == []
+
+
+@pytest.mark.parametrize(
+    "verified",
+    [
+        [],
+        [seen("late", "soon", registered_points=9)],
+        [seen("late", "soon", status="not_registered", registered_points=None)],
+        [seen("late", "soon", garment_index=3)],
+    ],
+)
+def test_without_enough_agreeing_points_the_features_decide(verified):
+    assert weigh([weak()], verified) == []
+    (row,) = weigh([pair("late", "soon")], verified)
+    assert row["state_left_sleeve"] == "changed" and row["registered_points"] is None
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_was_seen_is_told_from_the_originals_side(mirrored):
+    """The table's first garment is the copy: regions and homography are turned around, once or twice."""
+    verified = [seen("late", "soon", mirrored=mirrored, changed_left_sleeve=3.0)]
+    expected = "right_sleeve" if mirrored else "left_sleeve"
+    for one in (weak(), {**weak(), "query_item_id": "soon", "match_item_id": "late"}):
+        one |= (
+            {"query_garment": 0, "match_garment": 1}
+            if one["query_item_id"] == "late"
+            else {
+                "query_garment": 1,
+                "match_garment": 0,
+            }
+        )
+        items = [{**each, "image_sha256": each["item_id"]} for each in EARLY_AND_LATE]
+        found, _ = find_suspects(
+            pa.Table.from_pylist(weigh([one], verified), WEIGHED_SCHEMA), Items(item_table(items))
+        )
+        garments = {(name, i): {"category": None, "group": None} for name in ("soon", "late") for i in (0, 1)}
+        (row,) = suspect_table(found, Items(item_table(items)), garments).to_pylist()
+        assert row["original_item_id"] == "soon" and row["mirrored"] is mirrored
+        assert row["modified_regions"] == [expected]
+        assert row[f"changed_{expected}"] == pytest.approx(3.0)
+        # The copy's x is twice the original's and four more.
+        assert row["homography"][:3] == pytest.approx([0.5, 0, -2])
+        assert "lies upon the other (12 points agree)" in row["explanation"]
+
+
 def test_excluded_pairs_are_counted_once():
     items = [item("a", seller_id="s"), item("b", seller_id="s")]
     rows, excluded = suspects_of([pair("a", "b"), pair("b", "a")], items)
@@ -162,6 +253,8 @@ def test_the_stage_from_pairs_to_both_files(tmp_path, tiny_weights):
     weights = f"extract.weights={tiny_weights}"
     settings = load_settings(None, [weights])
     match(run, settings)
+    verify(run, settings)
+    assert "no calibrated comparison network" in run.stage_record("verify")["skipped"]
     judge(run, settings)
     table = pq.read_table(run.suspects_path)
     assert table.schema.equals(SUSPECT_SCHEMA)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from psnet.verdict import RELATIONS, STATES, Calibration, explain, judge, modified_regions
+from psnet.verdict import RELATIONS, STATES, Calibration, explain, judge, judge_registered, modified_regions
 
 THRESHOLDS = (0.5, 0.6, 0.6, 0.7, 0.8)
 K, C, N = range(3)
@@ -70,7 +70,29 @@ def test_explanations():
     )
 
 
+def test_photographs_upon_each_other_are_named():
+    text = explain([K, K, K, C, K], points=41, direction=None)
+    assert text.endswith("the chest differs; one photograph lies upon the other (41 points agree).")
+
+
+@pytest.mark.parametrize("states", [[K, C, C, K, K], [C, N, K, C, C], [N, N, N, K, K]])
+def test_a_registered_pair_is_judged_by_the_same_rules(states):
+    states = np.array(states, np.uint8)
+    changed = np.where(states == C, 0.5, 0.49).astype(np.float32)
+    changed[states == N] = np.nan
+    verdict = judge_registered(changed, (0.5,) * 5)
+    by_features = judge(np.where(states == K, 0.9, 0.1), states != N, THRESHOLDS)
+    assert verdict.states.tolist() == states.tolist() and verdict.relation == by_features.relation
+
+
 def test_calibration_survives_json():
+    registered = Calibration(
+        (0.5,) * 5, 0.8, registered_points=15, changed_threshold=(0.1, 0.2, 0.3, 0.4, 0.5)
+    )
+    assert Calibration.from_json(registered.to_json()) == registered
+    # One written before photographs were laid upon each other.
+    old = Calibration.from_json('{"kept_threshold": [0.5, 0.5, 0.5, 0.5, 0.5], "suspect_threshold": 0.8}')
+    assert old.changed_threshold is None
     calibration = Calibration(
         (0.1, 0.2, 0.3, 0.4, 0.5), 0.75, 0.2, "weighted", ((0.2, 0.1, 0.1, 0.3, 0.3),) * 4
     )
@@ -83,6 +105,9 @@ def test_calibration_survives_json():
     ("change", "message"),
     [
         ({"kept_threshold": (0.5,) * 4}, "needs 5 values"),
+        ({"changed_threshold": (0.5,) * 4}, "needs 5 values"),
+        ({"changed_threshold": (0.5, 0.5, 0.5, 0.5, float("inf"))}, "finite"),
+        ({"registered_points": 0}, "at least 1"),
         ({"scoring": "cosine"}, "unknown scoring"),
         ({"suspect_threshold": float("nan")}, "finite"),
         ({"region_weights": ((1.0,) * 5,) * 3}, "4 rows"),

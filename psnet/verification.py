@@ -1,0 +1,106 @@
+"""Geometric verification of a pair: can one photograph be laid upon the other, and what was changed then?
+
+    two photographs ─ `psnet.registration` ─▶ homography ─ `psnet.comparison` ─▶ log-odds of change per region
+
+Features find what is alike among all pairs; this looks again at the few pairs that they found. Where the
+photographs can be laid upon each other they show the very same garment, however much of it was edited, and
+the regions are compared at the very same place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from psnet.boxes import mirror_boxes
+from psnet.comparison import SEEN, RegionComparison, common_boxes, cut_registered, log_odds
+from psnet.regions import MIRROR, Presence
+from psnet.registration import Keypoints, Registration, find_keypoints, register
+from psnet.weights import load_comparison
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A garment in its photograph, ready to be compared.
+
+    ``pixels`` (H, W, 3) uint8 RGB, ``region_boxes`` (5, 4) px of it, NaN where the region is not to be seen.
+    """
+
+    pixels: np.ndarray
+    region_boxes: np.ndarray
+    keypoints: Keypoints
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, box: np.ndarray, region_boxes: np.ndarray, presence: np.ndarray) -> Sight:
+        """
+        Args:
+            pixels: (H, W, 3) uint8 RGB. box: (4,) and region_boxes: (5, 4) px of it. presence: (5,) codes of
+                ``psnet.regions.Presence``.
+        """
+        seen = np.where((presence == Presence.PRESENT)[:, None], region_boxes, np.nan).astype(np.float32)
+        return cls(pixels, seen, find_keypoints(pixels, box))
+
+    def flipped(self) -> Sight:
+        """The photograph flipped left to right; what was the left sleeve is the right one."""
+        boxes = mirror_boxes(self.region_boxes[list(MIRROR)], self.pixels.shape[1])
+        return Sight(np.ascontiguousarray(self.pixels[:, ::-1]), boxes, self.keypoints.flipped())
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Of two photographs that can be laid upon each other.
+
+    ``points``: local features that agree. ``mirrored``: one of them has to be flipped. ``matrix`` (3, 3)
+    float64: from the first one's pixels to the second's, the flip included. ``changed`` (5,) float32:
+    log-odds that the region was changed, in the first photograph's names; NaN where neither shows it or it
+    lies outside of one.
+    """
+
+    points: int
+    mirrored: bool
+    matrix: np.ndarray
+    changed: np.ndarray
+
+
+class Verifier:
+    """The comparison network, and what it needs of a pair. On the CPU: it is asked about few pairs."""
+
+    def __init__(self, model: RegionComparison) -> None:
+        self._model = model
+
+    @classmethod
+    def load(cls, weights: str | Path | None = None) -> Verifier | None:
+        """Of a weights folder (None: the shipped one); None where it has no comparison network.
+
+        Raises:
+            psnet.weights.WeightsError: they cannot be read.
+        """
+        model = load_comparison(weights)
+        return None if model is None else cls(model)
+
+    def verify(self, one: Sight, other: Sight, mirrored: bool = False) -> Verification | None:
+        """What can be said of a pair, None where neither photograph can be laid upon the other.
+
+        Args:
+            mirrored: try the other photograph flipped first; the way that it is not is tried as well.
+        """
+        for flip in (mirrored, not mirrored):
+            found = register(one.keypoints, other.keypoints.flipped() if flip else other.keypoints)
+            if found is not None:
+                return self._compared(one, other.flipped() if flip else other, found, flip)
+        return None
+
+    def _compared(self, one: Sight, other: Sight, found: Registration, mirrored: bool) -> Verification:
+        boxes = common_boxes(one.region_boxes, other.region_boxes, np.linalg.inv(found.matrix))
+        cuts, shares = zip(
+            cut_registered(Image.fromarray(one.pixels), boxes, np.eye(3), self._model.side),
+            cut_registered(Image.fromarray(other.pixels), boxes, found.matrix, self._model.side),
+            strict=True,
+        )
+        changed = log_odds(self._model, np.stack(cuts)[None])[0]
+        changed[np.minimum(*shares) <= SEEN] = np.nan
+        flip = np.array([[-1, 0, other.pixels.shape[1]], [0, 1, 0], [0, 0, 1]]) if mirrored else np.eye(3)
+        return Verification(found.points, mirrored, flip @ found.matrix, changed)

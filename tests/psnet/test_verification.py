@@ -1,0 +1,207 @@
+"""Photographs laid upon each other: found where they belong together, and what was changed is seen there."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from psnet.comparison import RegionComparison, common_boxes, cut_registered, log_odds
+from psnet.data.edits import edit_parts
+from psnet.data.photographs import read_labels, with_masks
+from psnet.data.rephotograph import View, rephotograph
+from psnet.homography import moved_boxes, project
+from psnet.model import PSNetConfig, build_retrieval_branch
+from psnet.regions import MIRROR, Presence
+from psnet.registration import find_keypoints, register
+from psnet.render.labels import write_labels
+from psnet.taxonomy import Taxonomy
+from psnet.train.calibrate import CALIBRATION_CAMERA
+from psnet.train.comparison import ComparisonSamples, comparison_batch, comparison_figures, comparison_loss
+from psnet.train.landmarks import subject_of
+from psnet.train.retrieval import mirror_subject
+from psnet.verification import Sight, Verifier
+
+SWAP = Taxonomy.load("clothing11").swap
+ALL = np.full(5, Presence.PRESENT, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory):
+    """Rendered garments with something on them; a plain one has too few points to be laid upon anything."""
+    folder = tmp_path_factory.mktemp("rendered")
+    every = with_masks(read_labels(write_labels(folder, 12, seed=3)), folder / "cache")
+    return [g for g in every if len(find_keypoints(g.read(), g.box).points) > 250]
+
+
+def photographed(subject, seed):
+    return rephotograph(subject, np.random.default_rng(seed), CALIBRATION_CAMERA, swap=SWAP)
+
+
+def sight_of(view):
+    presence = np.where(np.isnan(view.region_boxes[:, 0]), Presence.ABSENT, Presence.PRESENT)
+    return Sight.of(view.pixels, view.box, view.region_boxes, presence.astype(np.uint8))
+
+
+def test_a_garment_photographed_again_is_laid_where_it_belongs(garments):
+    assert len(garments) >= 4
+    for seed, garment in enumerate(garments):
+        subject = subject_of(garment)
+        view = photographed(subject, seed)
+        one, other = find_keypoints(subject.pixels, subject.box), find_keypoints(view.pixels, view.box)
+        found = register(one, other)
+        assert found is not None and found.points >= 12, seed
+        points = subject.landmarks[subject.landmarks[:, 2] > 0, :2]
+        off = np.linalg.norm(project(found.matrix, points) - project(view.matrix, points), axis=1)
+        assert np.median(off) < 0.02 * np.ptp(view.box.reshape(2, 2), axis=0).max(), seed
+        again = register(one, other)
+        assert np.array_equal(again.matrix, found.matrix)
+
+
+def test_other_garments_and_plain_pictures_are_laid_upon_nothing(garments):
+    points = [find_keypoints(g.read(), g.box) for g in garments]
+    assert all(register(a, b) is None for i, a in enumerate(points) for b in points[i + 1 :])
+    grey = find_keypoints(np.full((300, 200, 3), 128, np.uint8), np.array([10.0, 10, 190, 290]))
+    assert len(grey.points) == 0 and register(grey, points[0]) is None
+
+
+def test_what_surrounds_two_garments_does_not_speak_for_them(garments):
+    rng = np.random.default_rng(0)
+    floor = np.asarray(Image.fromarray(rng.integers(0, 255, (75, 50, 3), dtype=np.uint8)).resize((400, 600)))
+    box = np.array([100.0, 150, 300, 450])
+    pictures = []
+    for level in (90, 160):
+        picture = floor.copy()
+        picture[140:460, 90:310] = level
+        pictures.append(find_keypoints(picture, box))
+    assert register(*pictures) is None
+
+
+def test_points_of_the_flipped_picture_are_those_of_a_flipped_picture(garments):
+    picture = garments[0].read()
+    width = picture.shape[1]
+    x0, y0, x1, y1 = garments[0].box
+    flipped = find_keypoints(picture, garments[0].box).flipped()
+    seen = find_keypoints(np.ascontiguousarray(picture[:, ::-1]), np.array([width - x1, y0, width - x0, y1]))
+    apart = np.linalg.norm(flipped.points[:, None] - seen.points[None], axis=-1)
+    cosines = np.where(apart < 1.5 / seen.scale, flipped.descriptors @ seen.descriptors.T, -1).max(1)
+    assert (cosines > 0.97).mean() > 0.6
+    np.testing.assert_allclose(flipped.box, seen.box)
+
+
+def test_boxes_are_moved_by_the_middles_of_their_sides():
+    turned = np.array([[0.0, -1, 100], [1, 0, 0], [0, 0, 1]])
+    np.testing.assert_allclose(moved_boxes(np.array([[10.0, 20, 30, 60]]), turned), [[40, 10, 80, 30]])
+    boxes, others = np.full((5, 4), np.nan, np.float32), np.full((5, 4), np.nan, np.float32)
+    boxes[0], others[0], others[1] = [0, 0, 10, 10], [2, 2, 12, 12], [5, 5, 9, 9]
+    common = common_boxes(boxes, others, np.eye(3))
+    np.testing.assert_allclose(common[:2], [[1, 1, 11, 11], [5, 5, 9, 9]])
+    assert np.isnan(common[2:]).all()
+
+
+def test_regions_are_cut_at_the_same_place(garments):
+    subject = subject_of(garments[0])
+    view = replace(
+        photographed(subject, 1),
+        pixels=np.asarray(
+            Image.fromarray(subject.pixels).transform(
+                subject.pixels.shape[1::-1],
+                Image.Transform.AFFINE,
+                (1, 0, -7, 0, 1, 5),
+                Image.Resampling.NEAREST,
+            )
+        ),
+    )
+    shifted = np.array([[1.0, 0, 7], [0, 1, -5], [0, 0, 1]])
+    one, inside = cut_registered(Image.fromarray(subject.pixels), subject.region_boxes, np.eye(3), 32)
+    other, _ = cut_registered(Image.fromarray(view.pixels), subject.region_boxes, shifted, 32)
+    for r in (0, 3, 4):
+        assert inside[r] > 0.9
+        assert np.abs(one[r].astype(int) - other[r]).mean() < 2
+    far = np.tile(np.array([[1e4, 1e4, 1e4 + 50, 1e4 + 50]], np.float32), (5, 1))
+    cut, inside = cut_registered(Image.fromarray(subject.pixels), far, np.eye(3), 32)
+    assert (inside == 0).all() and (cut == 128).all()
+
+
+def test_the_network_does_not_mind_the_order_and_starts_from_the_retrieval_branch():
+    torch.manual_seed(0)
+    branch = build_retrieval_branch(PSNetConfig.tiny())
+    config = PSNetConfig.tiny()
+    model = RegionComparison(config.region_width, config.region_side).eval()
+    model.start_from(branch)
+    assert torch.equal(model.stem[0].weight, branch.stem[0].weight)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (3, 2, 5, config.region_side, config.region_side, 3), dtype=np.uint8)
+    said = log_odds(model, pictures)
+    assert said.shape == (3, 5) and np.isfinite(said).all()
+    np.testing.assert_allclose(said, log_odds(model, pictures[:, ::-1]), atol=1e-5)
+
+
+def test_samples_of_the_comparison(garments):
+    one, again, other = (ComparisonSamples(garments, seed, 32).sample(3) for seed in (5, 5, 6))
+    assert all(torch.equal(one[k], again[k]) for k in one)
+    assert not torch.equal(one["pictures"], other["pictures"])
+    batch = comparison_batch(garments, 0, 32, 24)
+    assert batch["pictures"].shape == (24, 2, 5, 3, 32, 32) and batch["pictures"].dtype == torch.uint8
+    assert set(batch["changed"].unique().tolist()) == {-1, 0, 1}
+    # Changed regions differ more from picture to picture than those that were left alone.
+    apart = (batch["pictures"][:, 0].float() - batch["pictures"][:, 1].float()).abs().mean((2, 3, 4))
+    assert apart[batch["changed"] == 1].median() > apart[batch["changed"] == 0].median()
+    model = RegionComparison(8, 32).eval()
+    assert torch.isfinite(comparison_loss(model, batch)["changed"])
+    figures = comparison_figures(model, batch)
+    assert 0 <= figures["auc"] <= 1 and 0 <= figures["whole"] <= 1
+
+
+def test_the_shipped_network_names_the_edited_region(garments):
+    """The chest of each garment is edited: its log-odds rise above those of the unedited copy's."""
+    verifier = Verifier.load()
+    assert verifier is not None
+    rises = []
+    for seed, garment in enumerate(garments):
+        subject = subject_of(garment)
+        donor = subject_of(garments[seed - 1])
+        edited, _ = edit_parts(subject, ["chest"], np.random.default_rng(seed), donor)
+        original = sight_of(View.itself(subject))
+        kept = verifier.verify(original, sight_of(photographed(subject, seed)))
+        changed = verifier.verify(original, sight_of(photographed(edited, seed)))
+        if kept is not None and changed is not None:
+            rises.append(changed.changed - kept.changed)
+    assert len(rises) >= 3
+    rise = np.nanmedian(np.array(rises), axis=0)
+    assert rise[3] > 2 and rise[3] > rise[0] + 1
+
+
+def test_a_flipped_copy_is_found_and_its_sleeves_keep_the_first_ones_names(garments):
+    verifier = Verifier.load()
+    sleeved = next(g for g in garments if not g.absent.any())
+    subject = subject_of(sleeved)
+    copy = photographed(subject, 2)
+    plain = verifier.verify(sight_of(View.itself(subject)), sight_of(copy))
+    flipped = sight_of(View.itself(mirror_subject(subject, SWAP)))
+    found = verifier.verify(sight_of(copy), flipped)
+    assert found is not None and found.mirrored and plain is not None and not plain.mirrored
+    hinted = verifier.verify(sight_of(copy), flipped, mirrored=True)
+    np.testing.assert_allclose(hinted.matrix, found.matrix)
+    # The matrix holds the flip: a landmark of the copy lands on its partner in the flipped photograph.
+    mirrored = mirror_subject(subject, SWAP)
+    points = project(found.matrix, copy.landmarks[:, :2])
+    seen = (copy.landmarks[:, 2] > 0) & (mirrored.landmarks[:, 2] > 0)
+    partners = mirrored.landmarks[SWAP][:, :2]
+    off = np.linalg.norm(points - partners, axis=1)[seen]
+    assert np.median(off) < 0.03 * max(subject.pixels.shape)
+
+
+def test_a_region_that_only_one_photograph_shows_is_compared_and_one_that_none_shows_is_not(garments):
+    verifier = Verifier.load()
+    subject = subject_of(garments[0])
+    view = photographed(subject, 4)
+    hidden = ALL.copy()
+    hidden[0] = Presence.HIDDEN
+    one = Sight.of(subject.pixels, subject.box, subject.region_boxes, hidden)
+    other = Sight.of(view.pixels, view.box, view.region_boxes, hidden)
+    whole = Sight.of(view.pixels, view.box, view.region_boxes, ALL)
+    assert np.isnan(verifier.verify(one, other).changed[0])
+    assert np.isfinite(verifier.verify(one, whole).changed[0])
+    assert list(MIRROR) == [0, 2, 1, 3, 4]
