@@ -23,6 +23,7 @@ from pipeline.extract import Extractor, Job, shard_prefix
 from pipeline.index import build_index
 from pipeline.rundir import RunDirectory
 from pipeline.settings import Settings, load_settings
+from psnet.image import DecodedImage
 from psnet.model import PSNet, PSNetConfig
 from psnet.regions import Presence
 from psnet.weights import model_tag, save_psnet
@@ -32,6 +33,11 @@ def photograph(seed: int) -> Image.Image:
     """Coarse coloured patches: random pixels all look alike to a network."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((80, 96), Image.Resampling.BICUBIC)
+
+
+def decoded(seed: int) -> DecodedImage:
+    image = photograph(seed)
+    return DecodedImage(np.asarray(image), image.width, image.height, 1.0)
 
 
 def png(image: Image.Image, path: Path, **options: int) -> Path:
@@ -131,7 +137,7 @@ def test_a_flipped_photograph_is_found(run, settings):
     checker = Checker(run, settings)
     (garment,) = checker._predictor.predict([np.asarray(photograph(5))])[0]
     turned = replace(garment, features=garment.mirrored_features, mirrored_features=garment.features)
-    (answer,) = checker._answers([turned], "no such hash", 1.0, 10)
+    (answer,) = checker._answers([turned], "no such hash", decoded(5), 10)
     best = answer.suspects[0]
     assert best.item["item_id"] == "005" and best.score > 0.99 and best.mirrored
     assert "the picture is flipped" in best.explanation
@@ -160,7 +166,7 @@ def test_too_little_to_see_is_an_answer(run, settings):
         features=garment.features * seen,
         mirrored_features=garment.mirrored_features * seen,
     )
-    (answer,) = checker._answers([covered], "no such hash", 1.0, 10)
+    (answer,) = checker._answers([covered], "no such hash", decoded(3), 10)
     assert (
         answer.answer == CANNOT_TELL and not answer.suspects and answer.visible_regions == ["chest", "waist"]
     )

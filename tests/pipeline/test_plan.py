@@ -27,6 +27,7 @@ RATES = Rates(
     pairs=50e6,
     searched=8000.0,
     compared=1e6,
+    verified=15.0,
     levels=5000.0,
     indexed=10_000.0,
     feature_dim=256,
