@@ -28,7 +28,8 @@ import torch
 from pipeline.attributes import RERANK_WEIGHT, Attributes, Garment, agreements, reranked
 from pipeline.evaluate import read_truth
 from pipeline.extract import garment_shards
-from pipeline.judge import Items, find_suspects, rank_suspects
+from pipeline.items import Items
+from pipeline.judge import WEIGHED_SCHEMA, find_suspects, rank_suspects
 from pipeline.rundir import RunDirectory
 from pipeline.schema import unpack_boxes
 from pipeline.settings import JudgeSettings
@@ -141,7 +142,14 @@ def laxer_list(run: RunDirectory) -> list[Listed]:
     for column, least in _LAXER.items():
         worth = pc.and_(worth, pc.greater_equal(pairs[column], pa.scalar(least, pa.float32())))
     items = Items(pq.read_table(run.items_path))
-    found, _ = find_suspects(pairs.filter(worth), items)
+    pairs = pairs.filter(worth)
+    unseen = {
+        field.name: pa.nulls(len(pairs), field.type)
+        for field in WEIGHED_SCHEMA
+        if field.name not in pairs.column_names
+    }
+    columns = [unseen[name] if name in unseen else pairs[name] for name in WEIGHED_SCHEMA.names]
+    found, _ = find_suspects(pa.table(columns, schema=WEIGHED_SCHEMA), items)
     return [
         Listed((one.original, one.suspect), one.garments(items), one.pair["normalised_score"])
         for one in rank_suspects(found, JudgeSettings())

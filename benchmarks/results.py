@@ -1,6 +1,6 @@
 """All tables and pictures of `psnet eval`, as Markdown: parts that were measured with these settings, models
 and data are read, the others are measured. Pictures are drawn where the settings name folders for them, which
-for this page are pictures/BENCHMARK beside it.
+for this page are pictures/BENCHMARK beside it. With --parts the other sections stay as the page has them.
 
     python benchmarks/results.py --config conf/evaluate.yaml [--set KEY=VALUE ...] [--out RESULTS.md]
 """
@@ -8,6 +8,7 @@ for this page are pictures/BENCHMARK beside it.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,12 +59,24 @@ def tables_of(part: str, settings: EvaluationSettings, fingerprint: str) -> list
     return measure(part, settings)
 
 
-def document(settings: EvaluationSettings, parts: Sequence[str], pictures: Path) -> str:
-    """The whole page; ``pictures``: the folder beside it, with a folder per benchmark."""
-    sections = [INTRODUCTION]
+def sections_of(page: str) -> dict[str, str]:
+    """Heading of the second level to what stands below it, up to the next one."""
+    found = re.split(r"^## (.+)\n", page, flags=re.MULTILINE)[1:]
+    return {heading: text.strip("\n") for heading, text in zip(found[::2], found[1::2], strict=True)}
+
+
+def document(settings: EvaluationSettings, parts: Sequence[str], pictures: Path, page: str = "") -> str:
+    """The whole page; ``pictures``: the folder beside it, with a folder per benchmark; ``page``: as it was,
+    whose sections stay where they are none of ``parts``."""
+    sections, former = [INTRODUCTION], sections_of(page)
     fingerprint = Session(settings).fingerprint
-    for part in parts:
-        sections.append(f"## {HEADINGS[part]}\n")
+    for part, heading in HEADINGS.items():
+        if part not in parts and heading not in former:
+            continue
+        sections.append(f"## {heading}\n")
+        if part not in parts:
+            sections.append(former[heading] + "\n")
+            continue
         sections += [table.markdown() + "\n" for table in tables_of(part, settings, fingerprint)]
     if settings.pictures:
         tables_of("pictures", settings, fingerprint)
@@ -90,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings = load_options(EvaluationSettings, arguments)
-        text = document(settings, arguments.parts, arguments.out.with_name("pictures"))
+        page = arguments.out.read_text(encoding="utf-8") if arguments.out.is_file() else ""
+        text = document(settings, arguments.parts, arguments.out.with_name("pictures"), page)
     except (ValueError, FileNotFoundError) as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 2

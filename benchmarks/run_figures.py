@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.evaluate import read_truth, retrieval, verdicts
-from pipeline.rundir import RunDirectory
-
-STAGES = ("crawl", "extract", "index", "match", "judge", "report")
+from pipeline.rundir import STAGES, RunDirectory
 
 
 def _size(path: Path) -> str:
@@ -48,7 +46,10 @@ def run_section(name: str, folder: Path, truth: Path | None) -> str:
             lines.append(
                 f"| {stage} | {one['in']} | {one['out']} | {failed} | {one['seconds']:.1f} | {rate:.0f} |"
             )
-    sizes = [f"`{part}` {_size(folder / part)}" for part in ("garments", "index", "pairs.parquet", "report")]
+    sizes = [
+        f"`{part}` {_size(folder / part)}"
+        for part in ("garments", "index", "pairs.parquet", "verified.parquet", "report")
+    ]
     lines += ["", f"On disk: {', '.join(sizes)}.", ""]
     if truth is not None:
         pairs = read_truth(truth)

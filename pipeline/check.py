@@ -41,9 +41,8 @@ from psnet.verdict import (
     Calibration,
     Verdict,
     explain,
-    judge,
-    judge_registered,
     modified_regions,
+    weigh,
 )
 from psnet.verification import Sight, Verification, Verifier
 
@@ -258,23 +257,23 @@ class Checker:
         self, found: Found, normalised: np.ndarray, seen: Mapping[int, Verification]
     ) -> tuple[Verdict, np.ndarray, np.ndarray]:
         """The verdicts, which pairs are flipped and which are suspects, as in ``pipeline.judge``."""
-        comparison, calibration = found.comparison, self._calibration
-        verdict = judge(comparison.cos, comparison.comparable, calibration.kept_threshold)
+        comparison = found.comparison
         mirrored = comparison.mirrored.copy()
-        enough = (comparison.score >= np.float32(calibration.suspect_threshold)) & (
-            normalised >= np.float32(calibration.normalised_threshold)
-        )
+        points = np.zeros(len(mirrored), np.int64)
+        changed = np.full(comparison.cos.shape, np.nan, np.float32)
         for row, one in seen.items():
-            assert calibration.changed_threshold is not None
-            of_row = judge_registered(one.changed, calibration.changed_threshold)
-            verdict.states[row], verdict.relation[row] = of_row.states, of_row.relation
-            mirrored[row], enough[row] = one.mirrored, True
-        names = self._settings.judge.relations
-        return (
-            verdict,
-            mirrored,
-            enough & np.isin(verdict.relation, [RELATIONS.index(name) for name in names]),
+            points[row], changed[row], mirrored[row] = one.points, one.changed, one.mirrored
+        verdict, enough = weigh(
+            self._calibration,
+            comparison.cos,
+            comparison.comparable,
+            comparison.score,
+            normalised,
+            points,
+            changed,
+            [RELATIONS.index(name) for name in self._settings.judge.relations],
         )
+        return verdict, mirrored, enough
 
     def _normalised(self, queries: Queries, sha256: str, found: Found) -> np.ndarray:
         """Normalised scores of the pairs found, against the background of the run's garments."""

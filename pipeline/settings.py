@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pipeline.errors import UserError
 from psnet.config import ConfigError, bounded, load_config
 from psnet.regions import GROUPS
+from psnet.verdict import LIKELY, LOOKED_AT
 
 FiveNumbers = tuple[float, float, float, float, float]
 
@@ -99,8 +100,8 @@ class VerifySettings:
     """Photographs of likely pairs laid upon each other."""
 
     enabled: bool = True
-    min_normalised_score: float = bounded(0.45, -10.0, 1.0)
-    max_pairs_per_item: int = bounded(5, 1, 1000)
+    min_normalised_score: float = bounded(LIKELY, -10.0, 1.0)
+    max_pairs_per_item: int = bounded(LOOKED_AT, 1, 1000)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ MIN_COMPARABLE = 3
 MAX_CHANGED_PARTS = 2
 """A design with more parts changed is another design (Lang et al., CVPR 2020, section 3)."""
 
+LIKELY = 0.45
+"""Normalised score from which the photographs of a pair are worth a look (`psnet.verification`)."""
+LOOKED_AT = 5
+"""Of each item so many pairs are looked at, its best ones."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -142,6 +147,39 @@ def judge_registered(changed: np.ndarray, changed_threshold: Sequence[float]) ->
             ``psnet.verification``. changed_threshold: (5,).
     """
     return _verdict(changed < np.asarray(changed_threshold, changed.dtype), ~np.isnan(changed))
+
+
+def weigh(
+    calibration: Calibration,
+    cos: np.ndarray,
+    comparable: np.ndarray,
+    score: np.ndarray,
+    normalised: np.ndarray,
+    points: np.ndarray,
+    changed: np.ndarray,
+    relations: Sequence[int] = (IDENTICAL, PLAGIARISED),
+) -> tuple[Verdict, np.ndarray]:
+    """What is said of n pairs, and which are worth reporting: where the photographs lie upon each other by
+    what was seen there, all others by their features.
+
+    Args:
+        cos, comparable: (n, 5). score, normalised: (n,). points: (n,) that agree, 0 where the photographs do
+            not lie upon each other. changed: (n, 5), see ``judge_registered``. relations: indices into
+            RELATIONS that are reported.
+
+    Returns:
+        the verdict, and (n,) bool: suspicious, and of a relation that is reported.
+    """
+    verdict = judge(cos, comparable, calibration.kept_threshold)
+    enough = (score >= np.float32(calibration.suspect_threshold)) & (
+        normalised >= np.float32(calibration.normalised_threshold)
+    )
+    if calibration.changed_threshold is not None:
+        seen = points >= calibration.registered_points
+        of_seen = judge_registered(changed, calibration.changed_threshold)
+        states = np.where(seen[:, None], of_seen.states, verdict.states)
+        verdict, enough = Verdict(states, np.where(seen, of_seen.relation, verdict.relation)), enough | seen
+    return verdict, enough & np.isin(verdict.relation, relations)
 
 
 def _verdict(kept: np.ndarray, comparable: np.ndarray) -> Verdict:

@@ -104,23 +104,28 @@ def measure_retrieval(session: Session) -> list[Table]:
 def measure_plagiarism(session: Session) -> list[Table]:
     tables = []
     for benchmark in session.benchmarks.values():
-        judged, listed = {}, {}
+        judged, listed, alone = {}, {}, {}
         for name, variant in session.variants.items():
             wanted = name == session.settings.main or variant.verdicts
             if not wanted or len(variant.folders) > 1 or name not in session.measured(benchmark):
                 continue
             table, calibration = session.table(benchmark, variant), session.calibration(variant)
-            listed[name] = plagiarism.find_suspects(table, benchmark, calibration)
-            judged[name] = plagiarism.judge_truth(table, benchmark, calibration)
+            looks = session.looks(variant, table, benchmark)
+            listed[name] = plagiarism.find_suspects(table, benchmark, calibration, looks)
+            judged[name] = plagiarism.judge_truth(table, benchmark, calibration, looks)
+            if looks is not None:
+                alone[name] = plagiarism.find_suspects(table, benchmark, calibration)
+        lists = {session.title(name): suspects for name, suspects in listed.items()}
+        lists |= {f"{session.title(name)}, features alone": suspects for name, suspects in alone.items()}
         verdicts = {
-            session.title(name): plagiarism.score_suspects(benchmark, suspects, session.settings.seed)
-            for name, suspects in listed.items()
+            title: plagiarism.score_suspects(benchmark, suspects, session.settings.seed)
+            for title, suspects in lists.items()
         }
         where, main = benchmark.name, session.settings.main
         note = (
             f"{_stands_on(benchmark)} Suspects: calibrated thresholds, verdict identical or plagiarised, "
-            "other seller. Right relation: of the listed pairs of the truth. Intervals: Wilson, for IoU "
-            "bootstrap."
+            "other seller. Right relation: of the listed pairs of the truth. Features alone: without the "
+            "look at the photographs of likely pairs. Intervals: Wilson, for IoU bootstrap."
         )
         tables.append(plagiarism.verdict_table(f"Verdicts: {where}", note, verdicts))
         note = "Original against copy, whatever the score. Rows: what was modified in truth."
@@ -128,9 +133,13 @@ def measure_plagiarism(session: Session) -> list[Table]:
             matrix = plagiarism.confusion(judged[main], by_parts=unit == "parts")
             title = f"{session.title(main)}, verdict by number of modified {unit}: {where}"
             tables.append(plagiarism.confusion_table(title, note, matrix, unit))
-        found = {"on the list": plagiarism.recall_by_class(benchmark, listed[main])}
+        found = {
+            "on the list": plagiarism.recall_by_class(benchmark, listed[main]),
+            "photographs lie upon each other": plagiarism.registered_by_class(judged[main]),
+        }
         note = (
-            "Share of identical and plagiarised copies on the list of suspects; Wilson intervals. "
+            "Share of identical and plagiarised copies on the list of suspects, and of those whose "
+            "photograph can be laid upon the original's; Wilson intervals. "
             f"{_KINDS_NOTE}"
         )
         title = f"{session.title(main)}, copies listed by kind: {where}"
@@ -203,7 +212,7 @@ def measure_photographs(session: Session) -> list[Table]:
         for change in session.settings.changes:
             if change != "surroundings" or benchmark.boxes:
                 table = session.changed_table(benchmark, variant, change)
-                hits[photographic.TITLES[change]] = _hits(session, benchmark, table)
+                hits[photographic.TITLES[change]] = _hits(session, benchmark, table, change)
         copies = len(photographic.changed_rows(benchmark, session.settings.changed_designs))
         note = (
             f"The photographs of {copies:,} identical and plagiarised copies changed in one way more; "
@@ -218,11 +227,19 @@ def measure_photographs(session: Session) -> list[Table]:
 
 
 def _hits(
-    session: Session, benchmark: Benchmark, table: GarmentTable
+    session: Session, benchmark: Benchmark, table: GarmentTable, change: str | None = None
 ) -> tuple[list[list[bool]], list[list[bool]]]:
     """Which copies are found early, and which are listed, with these garments."""
     scores = session.variant_scores(benchmark, session.main, table)
-    suspects = plagiarism.find_suspects(table, benchmark, session.calibration(session.main))
+    changed = set(photographic.changed_rows(benchmark, session.settings.changed_designs)) if change else set()
+
+    def read(row: int) -> np.ndarray:
+        if change and row in changed:
+            return photographic.changed_picture(benchmark, row, change, session.settings.seed)
+        return read_picture(benchmark.items[row].image)
+
+    looks = session.looks(session.main, table, benchmark, read)
+    suspects = plagiarism.find_suspects(table, benchmark, session.calibration(session.main), looks)
     listed = {frozenset((one.original, one.copy)) for one in suspects}
     results = retrieval.rank_queries(benchmark, scores, session.settings.seed)
     chosen = set(photographic.changed_designs(benchmark, session.settings.changed_designs))

@@ -18,7 +18,7 @@ from psnet.similarity import group_rows
 # Pictures in memory at once.
 _PICTURES = 16
 # Raised when a table's columns or the code that makes them change: older files are then computed anew.
-_FORMAT = 2
+_FORMAT = 3
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many are done."""
@@ -29,12 +29,13 @@ class GarmentTable:
     """n garments in the order of their items.
 
     ``item`` (n,) int32 row of the benchmark's items; ``group`` (n,) int8 row of ``psnet.regions.GROUPS``;
-    ``region_boxes`` (n, 5, 4) px; ``presence`` (n, 5) uint8; ``features``, ``mirrored`` (n, 5, d) float16, as
-    a catalogue's garments are stored.
+    ``box`` (n, 4) and ``region_boxes`` (n, 5, 4) px; ``presence`` (n, 5) uint8; ``features``, ``mirrored``
+    (n, 5, d) float16, as a catalogue's garments are stored.
     """
 
     item: np.ndarray
     group: np.ndarray
+    box: np.ndarray
     region_boxes: np.ndarray
     presence: np.ndarray
     features: np.ndarray
@@ -124,6 +125,7 @@ def _table(rows: list[tuple[int, Garment]], predictor: Predictor) -> GarmentTabl
     return GarmentTable(
         item=np.array([row for row, _ in rows], np.int32),
         group=group_rows([g.group for g in garments]).astype(np.int8),
+        box=_stack([g.box for g in garments], (4,), np.float32),
         region_boxes=_stack([g.region_boxes for g in garments], (NUM_REGIONS, 4), np.float32),
         presence=presence,
         features=_stack([g.features for g in garments], (NUM_REGIONS, dim), np.float16),

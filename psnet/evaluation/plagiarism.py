@@ -1,12 +1,13 @@
 """Verdicts against the truth: who is accused, of what, and whether an edit stays in its region.
 
-All pairs of a benchmark are compared, as a scan does it; a pair is suspected when its score and its
-normalised score reach the calibrated thresholds, its verdict is identical or plagiarised and its items have
-different sellers.
+All pairs of a benchmark are compared, as a scan does it, and the photographs of likely ones are looked at
+again; a pair is suspected when these lie upon each other, or its score and its normalised score reach the
+calibrated thresholds, its verdict is identical or plagiarised and its items have different sellers.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 from psnet.evaluation.benchmark import Benchmark
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import NOTHING, Estimate, bootstrap_mean, bootstrap_median, wilson
+from psnet.evaluation.looks import Looks
 from psnet.evaluation.retrieval import copy_classes
 from psnet.evaluation.scores import (
     ComparedPairs,
@@ -27,8 +29,8 @@ from psnet.evaluation.scores import (
 from psnet.evaluation.tables import Cell, Table
 from psnet.evaluation.truth import ACCUSED, TruthPair, part_overlap, rightly_named
 from psnet.regions import NUM_REGIONS, REGIONS, Presence
-from psnet.similarity import mirrored_presence, normalise
-from psnet.verdict import RELATIONS, Calibration, Verdict, judge, modified_regions
+from psnet.similarity import Comparison, mirrored_presence, normalise
+from psnet.verdict import LIKELY, LOOKED_AT, RELATIONS, Calibration, Verdict, modified_regions, weigh
 
 # A model that takes everything for a copy must not fill the memory with pairs.
 MAX_PAIRS = 500_000
@@ -53,50 +55,100 @@ def settings_of(calibration: Calibration) -> ScoreSettings:
     return ScoreSettings(calibration.scoring, calibration.weights)
 
 
-def find_suspects(table: GarmentTable, benchmark: Benchmark, calibration: Calibration) -> list[Suspect]:
+def find_suspects(
+    table: GarmentTable, benchmark: Benchmark, calibration: Calibration, looks: Looks | None = None
+) -> list[Suspect]:
     """The accused pairs, each once, best score first; of a pair of an original and its copy the original is
-    the query, of others the item that stands first."""
+    the query, of others the item that stands first.
+
+    Args:
+        looks: at the photographs of the likely pairs; None: features alone decide.
+    """
     settings = settings_of(calibration)
-    asked, found = _candidates(table, settings, calibration.suspect_threshold)
     level = levels(table, settings)
+    asked, found = _candidates(table, benchmark, settings, level, calibration, likely=looks is not None)
     comparison = compare_garments(table, asked, found, settings)
-    verdict = judge(comparison.cos, comparison.comparable, calibration.kept_threshold)
     normal = normalise(comparison.score, (level[asked] + level[found]) / 2)
-    accused = np.isin(verdict.relation, [RELATIONS.index(name) for name in ACCUSED])
-    accused &= (comparison.score >= calibration.suspect_threshold) & (
-        normal >= calibration.normalised_threshold
+    points, changed = _looked_at(table, asked, found, comparison, normal, looks)
+    verdict, accused = weigh(
+        calibration, comparison.cos, comparison.comparable, comparison.score, normal, points, changed
     )
-    known = {(pair.original, pair.copy) for pair in benchmark.truth}
-    best: dict[tuple[str, str], Suspect] = {}
+    best: dict[tuple[str, str], tuple[tuple[bool, float], Suspect]] = {}
     for p in np.flatnonzero(accused):
-        row, other = int(table.item[asked[p]]), int(table.item[found[p]])
-        a, b = benchmark.items[row], benchmark.items[other]
-        key = (a.item_id, b.item_id)
-        if key not in known and (row > other or key[::-1] in known):
-            continue
-        if a.seller_id and a.seller_id == b.seller_id:
-            continue
+        key = (
+            benchmark.items[int(table.item[asked[p]])].item_id,
+            benchmark.items[int(table.item[found[p]])].item_id,
+        )
         regions = frozenset(modified_regions(verdict.states[p].tolist()))
         one = Suspect(*key, float(comparison.score[p]), RELATIONS[verdict.relation[p]], regions)
-        if key not in best or best[key].score < one.score:
-            best[key] = one
-    return sorted(best.values(), key=lambda one: (-one.score, one.original, one.copy))
+        rank = points[p] >= calibration.registered_points, one.score
+        if key not in best or best[key][0] < rank:
+            best[key] = rank, one
+    return sorted((one for _, one in best.values()), key=lambda one: (-one.score, one.original, one.copy))
 
 
 def _candidates(
-    table: GarmentTable, settings: ScoreSettings, threshold: float
+    table: GarmentTable,
+    benchmark: Benchmark,
+    settings: ScoreSettings,
+    level: np.ndarray,
+    calibration: Calibration,
+    *,
+    likely: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of garments of different items that reach the threshold but for rounding: (p,) rows of the table
-    each, at most ``MAX_PAIRS``, the best ones."""
+    """Pairs of garments of different sellers that reach the thresholds but for rounding, or are ``likely`` as
+    well: (p,) rows of the table each, at most ``MAX_PAIRS``, the best ones. Each once: the original asks for
+    its copy, of others the item that stands first."""
     query, match, value = [np.zeros(0, int)], [np.zeros(0, int)], [np.zeros(0, np.float32)]
+    sellers = np.array([item.seller_id for item in benchmark.items])
+    rows = benchmark.rows
+    known = np.zeros((len(benchmark.items),) * 2, np.int8)
+    for pair in benchmark.truth:
+        known[rows[pair.original], rows[pair.copy]] = 1
+        known[rows[pair.copy], rows[pair.original]] = -1
     for at, score in blocks(table, np.arange(len(table)), settings):
-        score[table.item[at, None] == table.item] = -np.inf
-        rows, columns = np.nonzero(score >= threshold - 1e-4)
-        query.append(at[rows])
-        match.append(columns)
-        value.append(score[rows, columns])
+        asks = table.item[at, None]
+        score[asks == table.item] = -np.inf
+        score[(sellers[asks] == sellers[table.item]) & (sellers[asks] != "")] = -np.inf
+        side = known[asks, table.item]
+        score[(side < 0) | ((side == 0) & (asks > table.item))] = -np.inf
+        normal = normalise(score, (level[at, None] + level) / 2)
+        enough = (score >= calibration.suspect_threshold - 1e-4) & (
+            normal >= calibration.normalised_threshold - 1e-3
+        )
+        enough |= likely & (normal >= LIKELY)
+        some, others = np.nonzero(enough)
+        query.append(at[some])
+        match.append(others)
+        value.append(score[some, others])
     order = np.argsort(-np.concatenate(value), kind="stable")[:MAX_PAIRS]
     return np.concatenate(query)[order], np.concatenate(match)[order]
+
+
+def _looked_at(
+    table: GarmentTable,
+    query: np.ndarray,
+    match: np.ndarray,
+    comparison: Comparison,
+    normal: np.ndarray,
+    looks: Looks | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points and log-odds of change (`psnet.verdict.weigh`) of the pairs that are among the best of either
+    item."""
+    points = np.zeros(len(query), np.int64)
+    changed = np.full((len(query), NUM_REGIONS), np.nan, np.float32)
+    if looks is None:
+        return points, changed
+    taken: Counter[int] = Counter()
+    chosen = []
+    for p in np.argsort(-normal, kind="stable"):
+        both = int(table.item[query[p]]), int(table.item[match[p]])
+        if min(taken[item] for item in both) < LOOKED_AT:
+            chosen.append(p)
+        taken.update(both)
+    rows = np.array(chosen, int)
+    points[rows], changed[rows], _ = looks.of(query[rows], match[rows], comparison.mirrored[rows])
+    return points, changed
 
 
 @dataclass(frozen=True)
@@ -144,32 +196,56 @@ def score_suspects(benchmark: Benchmark, suspects: Sequence[Suspect], seed: int 
 def recall_by_class(benchmark: Benchmark, suspects: Sequence[Suspect]) -> dict[str, Estimate]:
     """Share of identical and plagiarised pairs that are listed, per kind of edit, part and photograph."""
     listed = {frozenset((one.original, one.copy)) for one in suspects}
-    hits: dict[str, list[bool]] = {}
-    for pair in benchmark.truth:
+    return _by_class(
+        benchmark.truth, [frozenset((pair.original, pair.copy)) in listed for pair in benchmark.truth]
+    )
+
+
+def _by_class(truth: Sequence[TruthPair], hits: Sequence[bool]) -> dict[str, Estimate]:
+    of_class: dict[str, list[bool]] = {}
+    for pair, hit in zip(truth, hits, strict=True):
         if pair.relation in ACCUSED:
             for name in copy_classes(pair):
-                hits.setdefault(name, []).append(frozenset((pair.original, pair.copy)) in listed)
-    return {name: wilson(sum(hits[name]), len(hits[name])) for name in sorted(hits)}
+                of_class.setdefault(name, []).append(bool(hit))
+    return {name: wilson(sum(of_class[name]), len(of_class[name])) for name in sorted(of_class)}
 
 
 @dataclass(frozen=True)
 class TruthVerdicts:
-    """Every pair of the truth compared and judged, whatever its score."""
+    """Every pair of the truth compared and judged, whatever its score; ``registered`` (p,) bool: by its
+    photographs."""
 
     truth: tuple[TruthPair, ...]
     pairs: ComparedPairs
     verdict: Verdict
+    registered: np.ndarray
     table: GarmentTable
 
 
-def judge_truth(table: GarmentTable, benchmark: Benchmark, calibration: Calibration) -> TruthVerdicts:
-    """The best garments of each original and copy, the original as the query."""
+def judge_truth(
+    table: GarmentTable, benchmark: Benchmark, calibration: Calibration, looks: Looks | None = None
+) -> TruthVerdicts:
+    """The best garments of each original and copy, the original as the query.
+
+    Args:
+        looks: at their photographs; None: features alone decide.
+    """
     rows = benchmark.rows
     pairs = best_garments(
         table, [(rows[p.original], rows[p.copy]) for p in benchmark.truth], settings_of(calibration)
     )
-    verdict = judge(pairs.comparison.cos, pairs.comparison.comparable, calibration.kept_threshold)
-    return TruthVerdicts(benchmark.truth, pairs, verdict, table)
+    one = pairs.comparison
+    points, changed = np.zeros(len(pairs.query), np.int64), np.full(one.cos.shape, np.nan, np.float32)
+    if looks is not None:
+        points, changed, _ = looks.of(pairs.query, pairs.match, one.mirrored)
+    verdict, _ = weigh(calibration, one.cos, one.comparable, one.score, one.score, points, changed)
+    registered = points >= calibration.registered_points
+    return TruthVerdicts(benchmark.truth, pairs, verdict, registered, table)
+
+
+def registered_by_class(judged: TruthVerdicts) -> dict[str, Estimate]:
+    """Share of identical and plagiarised pairs whose photographs lie upon each other."""
+    return _by_class(judged.truth, judged.registered.tolist())
 
 
 OUTCOMES: tuple[str, ...] = (*RELATIONS, "no garment")

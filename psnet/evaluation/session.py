@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -20,12 +20,14 @@ from psnet.evaluation.baselines import NAMES as BASELINE_NAMES
 from psnet.evaluation.benchmark import Benchmark, read_benchmark, read_picture
 from psnet.evaluation.detection import Photograph, photographs
 from psnet.evaluation.garments import GarmentTable
+from psnet.evaluation.looks import Looks
 from psnet.evaluation.paper import manual_weights
 from psnet.evaluation.scores import ScoreSettings, item_scores
 from psnet.evaluation.settings import EvaluationSettings, Variant, read_contrasts, read_variants
 from psnet.predictor import Predictor
 from psnet.similarity import equal_weights
 from psnet.verdict import Calibration
+from psnet.verification import Verifier
 from psnet.weights import model_tag, read_calibration, read_description, read_learnt_weights
 
 
@@ -188,6 +190,25 @@ class Session:
         rows = benchmark.rows
         asked = [rows[query] for query in retrieval.queries(benchmark)]
         return item_scores(table, asked, len(benchmark.items), self.score_settings(variant))
+
+    def looks(
+        self,
+        variant: Variant,
+        table: GarmentTable,
+        benchmark: Benchmark,
+        read: Callable[[int], np.ndarray] | None = None,
+    ) -> Looks | None:
+        """At the photographs of the benchmark's garments, of which ``table`` knows the boxes; None where the
+        variant's weights have no calibrated comparison network.
+
+        Args:
+            read: the picture of an item's row instead of its photograph.
+        """
+        if self.calibration(variant).changed_threshold is None:
+            return None
+        verifier = Verifier.load(variant.folders[0])
+        picture = read or (lambda row: read_picture(benchmark.items[row].image))
+        return None if verifier is None else Looks(verifier, table, picture)
 
     def _features_file(self, benchmark: Benchmark, weights: str | None, boxes: str) -> Path:
         settings = self.settings

@@ -34,6 +34,7 @@ from psnet.train.retrieval import IGNORED, edited_regions
 from psnet.verdict import (
     CHANGED,
     IDENTICAL,
+    LIKELY,
     MAX_CHANGED_PARTS,
     PLAGIARISED,
     SIMILAR,
@@ -41,6 +42,7 @@ from psnet.verdict import (
     Verdict,
     judge,
     judge_registered,
+    weigh,
 )
 from psnet.verification import Sight, Verification, Verifier
 
@@ -56,11 +58,8 @@ CALIBRATION_CAMERA = CameraRange(
 )
 
 
-# Normalised score from which the photographs of strangers are looked at, as a scan does.
-LIKELY = 0.45
 # Least agreeing points to choose from: fewer may be chance, of many more there are often not enough.
 POINTS = range(8, 31)
-REPORTED = (IDENTICAL, PLAGIARISED)
 
 # A catalogue of this many items may get one false suspect per 200 of them; pairs grow with its square.
 CATALOGUE = 4000
@@ -129,19 +128,15 @@ class Pairs:
 
     def judged(self, calibration: Calibration) -> tuple[Verdict, np.ndarray]:
         """What is said of each pair, as `pipeline.judge` does, and which ones would be reported."""
-        features = judge(self.cos, self.comparable, calibration.kept_threshold)
-        enough = (self.score >= calibration.suspect_threshold) & (
-            self.normalised >= calibration.normalised_threshold
+        return weigh(
+            calibration,
+            self.cos,
+            self.comparable,
+            self.score,
+            self.normalised,
+            self.points,
+            self.changed,
         )
-        if calibration.changed_threshold is None:
-            return features, enough & np.isin(features.relation, REPORTED)
-        seen = self.points >= calibration.registered_points
-        registered = judge_registered(self.changed, calibration.changed_threshold)
-        verdict = Verdict(
-            np.where(seen[:, None], registered.states, features.states),
-            np.where(seen, registered.relation, features.relation),
-        )
-        return verdict, (enough | seen) & np.isin(verdict.relation, REPORTED)
 
 
 @dataclass(frozen=True)

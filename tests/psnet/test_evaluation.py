@@ -13,13 +13,15 @@ from PIL import Image
 
 from psnet.boxes import overlaps
 from psnet.config import ConfigError, load_config
-from psnet.data.photographs import LabelledGarment
+from psnet.data.photographs import LabelledGarment, read_labels, with_masks
+from psnet.data.rephotograph import View, rephotograph
 from psnet.evaluation import detection, landmarks, paper, photographic, plagiarism, retrieval
 from psnet.evaluation.baselines import hash_scores, perceptual_hash, sift_scores
 from psnet.evaluation.benchmark import Benchmark, Item, read_benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_median, wilson, wilson_of_clusters
 from psnet.evaluation.keypoints import deepfashion2_sigmas
+from psnet.evaluation.looks import Looks
 from psnet.evaluation.scores import ScoreSettings, best_garments, item_scores, levels
 from psnet.evaluation.session import mean_of_members
 from psnet.evaluation.settings import EvaluationSettings, read_contrasts, read_variants
@@ -27,8 +29,14 @@ from psnet.evaluation.tables import Table, read_tables, write_tables
 from psnet.evaluation.truth import TruthPair, parts_of
 from psnet.predictor import Garment
 from psnet.regions import GROUPS, MIRROR, REGIONS, Presence
+from psnet.registration import find_keypoints
+from psnet.render.labels import write_labels
 from psnet.similarity import compare, compare_block, equal_weights, normalise
+from psnet.taxonomy import Taxonomy
+from psnet.train.calibrate import CALIBRATION_CAMERA
+from psnet.train.landmarks import subject_of
 from psnet.verdict import Calibration
+from psnet.verification import Verifier
 
 S2 = ScoreSettings("best_regions", equal_weights())
 
@@ -357,6 +365,7 @@ def garments(features: np.ndarray, item: list[int], mirrored: np.ndarray | None 
     return GarmentTable(
         item=np.array(item, np.int32),
         group=np.zeros(n, np.int8),
+        box=np.zeros((n, 4), np.float32),
         region_boxes=np.zeros((n, 5, 4), np.float32),
         presence=np.full((n, 5), Presence.PRESENT, np.uint8) if presence is None else presence,
         features=unit.astype(np.float16),
@@ -551,6 +560,41 @@ def test_an_original_without_a_garment(copied):
     judged = plagiarism.judge_truth(rest, one, CALIBRATION)
     assert plagiarism.confusion(judged)[:, -1].sum() == 5
     assert plagiarism.leakage(judged)["overall"].edited.count == 0
+
+
+def test_a_second_look_finds_copies_that_features_miss(tmp_path):
+    """Two rendered garments, each with a copy photographed anew, and features that say: perhaps."""
+    every = with_masks(read_labels(write_labels(tmp_path / "rendered", 12, seed=3)), tmp_path / "cache")
+    rich = [subject_of(g) for g in every if len(find_keypoints(g.read(), g.box).points) > 250]
+    swap = Taxonomy.load("clothing11").swap
+    views = []
+    for seed, subject in enumerate(rich[:2]):
+        copy = rephotograph(subject, np.random.default_rng(seed), CALIBRATION_CAMERA, swap=swap)
+        views += [View.itself(subject), copy]
+    names = ["a", "a-same", "b", "b-same"]
+    one = benchmark([pair("a", "a-same", "identical"), pair("b", "b-same", "identical")], names)
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.normal(size=(2, 5, 64)), 2, 0) + 0.75 * rng.normal(size=(4, 5, 64))
+    presence = np.array([np.where(np.isnan(v.region_boxes[:, 0]), 1, 2) for v in views], np.uint8)
+    table = dataclasses.replace(
+        garments(features * (presence == Presence.PRESENT)[..., None], [0, 1, 2, 3], presence=presence),
+        box=np.stack([v.box for v in views]),
+        region_boxes=np.stack([v.region_boxes for v in views]),
+    )
+    calibration = dataclasses.replace(
+        CALIBRATION, suspect_threshold=0.97, registered_points=8, changed_threshold=(30.0,) * 5
+    )
+    looks = Looks(Verifier.load(), table, lambda row: views[row].pixels)
+    assert not plagiarism.find_suspects(table, one, calibration)
+    found = plagiarism.find_suspects(table, one, calibration, looks)
+    assert {(s.original, s.copy, s.relation) for s in found} == {
+        ("a", "a-same", "identical"), ("b", "b-same", "identical"),
+    }  # fmt: skip
+    judged = plagiarism.judge_truth(table, one, calibration, looks)
+    assert judged.registered.all() and plagiarism.confusion(judged)[0, 0] == 2
+    assert plagiarism.registered_by_class(judged)["all"].value == 1
+    nothing = looks.of(np.array([-1, 0]), np.array([1, 2]), np.zeros(2, bool))
+    assert not nothing[0].any() and np.isnan(nothing[1]).all()
 
 
 # --- detection and landmarks
