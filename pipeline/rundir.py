@@ -42,7 +42,17 @@ LAYOUT_VERSION = 1
 STAGES = ("crawl", "extract", "index", "match", "verify", "judge", "report")
 
 # What else could explain that two runs differ.
-_RECORDED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-gpu", "ray", "pyarrow")
+_RECORDED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "faiss-gpu",
+    "ray",
+    "pyarrow",
+    "opencv-python-headless",
+)
 
 
 class StageRecord:
