@@ -26,6 +26,7 @@ from pipeline.match import match
 from pipeline.rundir import RunDirectory
 from pipeline.schema import COS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings, load_settings
+from pipeline.verify import verify
 from psnet.regions import GROUPS, MIRROR, REGIONS
 from psnet.verdict import Calibration
 from tests.pipeline.synthetic_garments import (
@@ -299,6 +300,7 @@ def test_result_does_not_depend_on_blocks_or_shards(tmp_path, settings_for, ray_
             "match.background_size=80",
         )
         match(run, settings)
+        verify(run, settings)
         judge(run, settings)
         assert run.stage_record("match")["multiplied_dim"] == multiplied
         several.append(results(run))
@@ -371,6 +373,7 @@ def test_killed_worker_and_driver_cost_nothing_that_is_finished(tmp_path, settin
     whole = write_run(tmp_path / "whole", source, items)
     settings = settings_for()
     match(whole, settings)
+    verify(whole, settings)
     judge(whole, settings)
 
     run = write_run(tmp_path / "killed", source, items)
@@ -402,6 +405,7 @@ def test_killed_worker_and_driver_cost_nothing_that_is_finished(tmp_path, settin
 
     again = settings_for(size)
     match(run, again)
+    verify(run, again)
     judge(run, again)
     assert {name: blocks(run)[name] for name in finished} == finished
     assert run.stage_record("match")["blocks_found"] == len(finished)
@@ -532,6 +536,7 @@ def test_a_catalogue_of_almost_nothing(tmp_path, settings_for, pictures):
     settings = settings_for()
     build_index(run, settings)
     match(run, settings)
+    verify(run, settings)
     judge(run, settings)
     assert pq.read_table(run.pairs_path).num_rows == (0 if pictures == 1 else 2)
 
@@ -544,6 +549,7 @@ def test_a_catalogue_in_which_nothing_can_be_seen(tmp_path, settings_for):
     settings = settings_for()
     build_index(run, settings)
     match(run, settings)
+    verify(run, settings)
     judge(run, settings)
     assert pq.read_table(run.pairs_path).num_rows == pq.read_table(run.suspects_path).num_rows == 0
     record = run.stage_record("match")
@@ -559,6 +565,7 @@ def test_items_of_one_picture_are_identical_however_little_can_be_seen(tmp_path,
     run = write_run(tmp_path / "run", source, items)
     settings = settings_for("judge.min_score=0.3", "match.min_score=0.3")
     match(run, settings)
+    verify(run, settings)
     judge(run, settings)
     (pair,) = [
         row
@@ -600,6 +607,7 @@ def test_a_sweep_compares_originals_with_the_others_only(tmp_path, settings_for,
     }
     found = {tuple(row[name] for name in key) for row in pq.read_table(run.pairs_path).to_pylist()}
     assert found == expected
+    verify(run, settings)
     judge(run, settings)
     suspects = pq.read_table(run.suspects_path).to_pylist()
     assert suspects
