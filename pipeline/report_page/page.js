@@ -309,6 +309,13 @@
   }
   // Log-odds of a change -> how likely the region is unchanged.
   const unchanged = (odds) => (odds === null ? null : 1 / (1 + Math.exp(odds)));
+  // What a region's state stands on, and from where on it counts as kept.
+  const evidence = (pair, r) => pair.laid ? [unchanged(pair.changed[r]), data.changed_thresholds ? unchanged(data.changed_thresholds[r]) : null]
+    : [pair.cos[r], data.thresholds ? data.thresholds[r] : null];
+  const evidenceText = (pair, r) => {
+    const [value] = evidence(pair, r);
+    return value === null ? "" : (pair.laid ? `, unchanged with ${fixed(value, 2)}` : `, similarity ${fixed(value, 2)}`);
+  };
   function barNote(pair) {
     if (pair.laid) return `One photograph lies upon the other (${count(pair.points, "point")} agree): the bars say how likely each region is unchanged. The tick marks where it counts as kept.`;
     return data.thresholds ? "The tick marks where a region counts as kept." : "";
@@ -317,8 +324,7 @@
     const list = el("div", { class: "bars", role: "list", "aria-label": pair.laid ? "How likely each region is unchanged" : "Similarity per region" });
     REGIONS.forEach((region, r) => {
       const state = pair.states[r];
-      const [cos, threshold] = pair.laid ? [unchanged(pair.changed[r]), unchanged(data.changed_thresholds[r])]
-        : [pair.cos[r], data.thresholds ? data.thresholds[r] : null];
+      const [cos, threshold] = evidence(pair, r);
       const share = cos === null ? 0 : Math.min(Math.max(cos, 0), 1);
       const rare = pair.distinct && pair.distinct[r] !== null ? `, distinctiveness ${fixed(pair.distinct[r], 2)}` : "";
       const track = el("span", { class: "track", "aria-hidden": "true" });
@@ -616,7 +622,7 @@
       el("div", { class: "crops" }, REGIONS.map((region, r) => el("div", { class: "crop", onmouseenter: () => highlight(body, r), onmouseleave: () => highlight(body, null) },
         el("h3", null, el("span", { class: "letter " + pair.states[r], "aria-hidden": "true" }, LETTERS[region]), LABEL[region]),
         el("div", { class: "pair" }, crop(pair, 0, r), crop(pair, 1, r)),
-        el("p", null, STATE_LABEL[pair.states[r]] + (pair.cos[r] === null ? "" : ", similarity " + fixed(pair.cos[r], 2)))))));
+        el("p", null, STATE_LABEL[pair.states[r]] + evidenceText(pair, r))))));
     for (const [id, decision] of [["compareconfirm", "confirmed"], ["comparedismiss", "dismissed"]]) {
       $(id).setAttribute("aria-pressed", decisionOf(pair)?.decision === decision);
     }

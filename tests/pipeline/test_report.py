@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from websockets.sync.client import connect
@@ -33,8 +35,9 @@ from pipeline.report import (
     write_pictures,
 )
 from pipeline.rundir import RunDirectory
+from pipeline.schema import SUSPECT_SCHEMA
 from pipeline.settings import Settings, load_settings
-from psnet.regions import GROUPS
+from psnet.regions import GROUPS, REGIONS
 from tests.pipeline.judged_run import COSINES, HOSTILE, KEPT_THRESHOLDS, make_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -410,6 +413,43 @@ def test_an_undecidable_pair_never_leads(browser: Browser, tmp_path: Path, tiny_
         "0.800",
         "0.990",
     ]
+
+
+@pytest.mark.slow
+def test_photographs_that_lie_upon_each_other_are_shown_so(browser: Browser, tmp_path: Path) -> None:
+    """The original's photograph is moved by (9, -6) px, and the chest was surely changed."""
+    run = make_run(tmp_path / "laid")
+    rows = pq.read_table(run.suspects_path).to_pylist()
+    rows[0] |= {"registered_points": 31, "homography": [1.0, 0, 9, 0, 1, -6, 0, 0, 1]}
+    rows[0] |= {f"changed_{region}": 6.0 if region == "chest" else -6.0 for region in REGIONS}
+    pq.write_table(pa.Table.from_pylist(rows, schema=SUSPECT_SCHEMA), run.suspects_path)
+    report(run, load_settings(None))
+    browser.open(run.report_path)
+    values = "[...document.querySelectorAll('#list > .card')[%d].querySelectorAll('.bar .value')]"
+    assert browser.run(f"{values % 0}.map(v => v.textContent)") == ["1.00", "1.00", "1.00", "0.00", "1.00"]
+    assert browser.run(f"{values % 2}.map(v => v.textContent)") == ["0.30", "0.88", "0.87", "0.86", "0.20"]
+    note = browser.run("document.querySelector('#list > .card .barnote').textContent")
+    assert "31 points agree" in note
+    browser.run(
+        "[...document.querySelectorAll('#list > .card button')]"
+        ".find(b => b.textContent === 'Compare').click()"
+    )
+    time.sleep(0.3)
+    offset = browser.run(
+        "(() => { const [below, above] = [...document.querySelectorAll('.laid img')]"
+        ".map(i => i.getBoundingClientRect());"
+        " const stage = document.querySelector('.laid .stage');"
+        " const scale = new DOMMatrix(getComputedStyle(stage).transform).a;"
+        " return [(above.x - below.x) / scale, (above.y - below.y) / scale]; })()"
+    )
+    assert offset == pytest.approx([9, -6], abs=0.5)
+    assert "unchanged with 0.00" in browser.run("document.querySelectorAll('.crop')[3].textContent")
+    browser.run(
+        "(() => { const f = document.querySelector('.fade input'); f.value = 0;"
+        " f.dispatchEvent(new Event('input')); })()"
+    )
+    assert browser.run("getComputedStyle(document.querySelectorAll('.laid img')[1]).opacity") == "0"
+    assert browser.complaints() == []
 
 
 @pytest.mark.slow
