@@ -30,7 +30,7 @@ from pipeline.garment_index import Found, Queries, open_index
 from pipeline.index_manifest import indexed_runs
 from pipeline.rundir import RunDirectory
 from pipeline.settings import Settings
-from pipeline.vectors import group_codes, weights_of
+from pipeline.vectors import Vectors, group_codes, weights_of
 from pipeline.verify import Sights, one_thread, places_in
 from psnet.image import DecodedImage, ImageError, decode_image
 from psnet.regions import REGIONS, Presence
@@ -136,6 +136,10 @@ class Checker:
         self._verifier = Verifier.load(settings.extract.weights) if chosen else None
         size = settings.match.background_size
         self._sample = self._index.gather(*self._index.background_sample(size))
+        # Compiled code is loaded now, and not while somebody waits for an answer.
+        if len(self._sample):
+            some = self._garments(self._sample, np.arange(len(self._sample)))
+            self._background(some, some)
 
     def check(self, image: Path, limit: int) -> Answer:
         """What the run says about one picture."""
@@ -279,29 +283,32 @@ class Checker:
         """Normalised scores of the pairs found, against the background of the run's garments."""
         if not len(found.row):
             return np.empty(0, np.float32)
-        sample, match = self._sample, self._settings.match
+        sample = self._sample
         partners = self._index.gather(found.shard, found.row)
         names = np.concatenate([sample.sha256.to_numpy(False), found.sha256, [sha256] * len(queries)]).astype(
             str
         )
         pictures = np.unique(names, return_inverse=True)[1]
-        weights = self._calibration.weights
         at = len(sample), len(sample) + len(partners)
+        of_partners = self._garments(partners, pictures[at[0] : at[1]])
         known = Garments(
-            np.concatenate([partners.features.astype(np.float32), queries.features]),
-            np.concatenate([partners.presence, queries.presence]),
-            np.concatenate([weights_of(partners.group, weights), queries.weights]),
+            np.concatenate([of_partners.features, queries.features]),
+            np.concatenate([of_partners.presence, queries.presence]),
+            np.concatenate([of_partners.weights, queries.weights]),
             pictures[at[0] :],
         )
-        others = Garments(
-            sample.features.astype(np.float32),
-            sample.presence,
-            weights_of(sample.group, weights),
-            pictures[: at[0]],
-        )
-        level, _ = background(known, others, match.background_quantile, scoring=match.scoring)
+        level = self._background(known, self._garments(sample, pictures[: at[0]]))
         of_query = level[len(partners) :][found.query]
         return normalise(found.comparison.score, (level[: len(partners)] + of_query) / 2)
+
+    def _garments(self, vectors: Vectors, picture: np.ndarray) -> Garments:
+        weights = weights_of(vectors.group, self._calibration.weights)
+        return Garments(vectors.features.astype(np.float32), vectors.presence, weights, picture)
+
+    def _background(self, garments: Garments, others: Garments) -> np.ndarray:
+        """(n,) levels."""
+        match = self._settings.match
+        return background(garments, others, match.background_quantile, scoring=match.scoring)[0]
 
 
 class _Items:
