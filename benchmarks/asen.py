@@ -142,14 +142,9 @@ def laxer_list(run: RunDirectory) -> list[Listed]:
     for column, least in _LAXER.items():
         worth = pc.and_(worth, pc.greater_equal(pairs[column], pa.scalar(least, pa.float32())))
     items = Items(pq.read_table(run.items_path))
-    pairs = pairs.filter(worth)
-    unseen = {
-        field.name: pa.nulls(len(pairs), field.type)
-        for field in WEIGHED_SCHEMA
-        if field.name not in pairs.column_names
-    }
-    columns = [unseen[name] if name in unseen else pairs[name] for name in WEIGHED_SCHEMA.names]
-    found, _ = find_suspects(pa.table(columns, schema=WEIGHED_SCHEMA), items)
+    # What was seen of their photographs is left empty.
+    unseen = pa.concat_tables([WEIGHED_SCHEMA.empty_table(), pairs.filter(worth)], promote_options="default")
+    found, _ = find_suspects(unseen, items)
     return [
         Listed((one.original, one.suspect), one.garments(items), one.pair["normalised_score"])
         for one in rank_suspects(found, JudgeSettings())

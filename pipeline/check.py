@@ -44,7 +44,7 @@ from psnet.verdict import (
     modified_regions,
     weigh,
 )
-from psnet.verification import Sight, Verification, Verifier
+from psnet.verification import Sight, Verification, Verifier, as_arrays
 
 if TYPE_CHECKING:
     from psnet.predictor import Garment, Predictor
@@ -263,10 +263,9 @@ class Checker:
         """The verdicts, which pairs are flipped and which are suspects, as in ``pipeline.judge``."""
         comparison = found.comparison
         mirrored = comparison.mirrored.copy()
-        points = np.zeros(len(mirrored), np.int64)
-        changed = np.full(comparison.cos.shape, np.nan, np.float32)
         for row, one in seen.items():
-            points[row], changed[row], mirrored[row] = one.points, one.changed, one.mirrored
+            mirrored[row] = one.mirrored
+        points, changed = as_arrays([seen.get(row) for row in range(len(mirrored))])
         verdict, enough = weigh(
             self._calibration,
             comparison.cos,

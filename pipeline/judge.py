@@ -38,6 +38,7 @@ from pipeline.schema import (
     STATE_COLUMNS,
     SUSPECT_SCHEMA,
     VERIFIED_SCHEMA,
+    pack_homography,
 )
 from pipeline.settings import JudgeSettings, Settings
 from pipeline.verify import is_likely, is_suspicious
@@ -196,8 +197,7 @@ def _turned(homographies: pa.ChunkedArray, swapped: np.ndarray) -> pa.Array:
 def _inverse(homography: list[float] | None) -> list[float] | None:
     if homography is None:
         return None
-    matrix = np.linalg.inv(np.array(homography).reshape(3, 3))
-    return [float(value) for value in (matrix / matrix[2, 2]).reshape(-1)]
+    return pack_homography(np.linalg.inv(np.array(homography).reshape(3, 3)))
 
 
 def _pair_keys(*columns: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -70,7 +70,7 @@ from pipeline.kernel import (
 )
 from pipeline.progress import track
 from pipeline.quantise import Basis, fit_basis
-from pipeline.ray_tasks import in_turn, on_ray
+from pipeline.ray_tasks import in_tasks, in_turn, on_ray
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest, write_atomically
 from pipeline.schema import COS_COLUMNS, DISTINCTIVENESS_COLUMNS, PAIR_SCHEMA, STATE_COLUMNS
 from pipeline.settings import Settings
@@ -507,16 +507,9 @@ class Search:
         numbers = range(len(self._rows))
         missing = [number for number in numbers if not self.part_path(number).exists()]
         with track(len(missing), "match", "blocks of queries") as progress:
-            if len(missing) <= 1:
-                for number in missing:
-                    _write_part(self, number)
-                    progress.advance()
-            else:
-                with on_ray(self._settings, "the pair search") as (ray, as_task):
-                    write, search = as_task(_write_part), ray.put(self)
-                    tasks = ((number, functools.partial(write.remote, search, number)) for number in missing)
-                    for _ in in_turn(ray, tasks):
-                        progress.advance()
+            tasks = {number: (number,) for number in missing}
+            for _ in in_tasks(self._settings, "the pair search", _write_part, self, tasks):
+                progress.advance()
         return [self.part_path(number) for number in numbers]
 
     def part_path(self, number: int) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import RunError
@@ -58,3 +59,22 @@ def in_turn(ray: Any, tasks: Iterable[tuple[Any, Callable[[], Any]]]) -> Iterato
         name = running.pop(done[0])
         ray.get(done[0])
         yield name
+
+
+def in_tasks(
+    settings: Settings, what: str, function: Any, shared: Any, tasks: Mapping[Any, tuple[Any, ...]]
+) -> Iterator[Any]:
+    """Call ``function(shared, *arguments)`` for each of ``tasks``, by name; names as they are done. On Ray,
+    or in this process if there is only one: a start of Ray costs more.
+
+    Raises:
+        as ``on_ray``: ``what`` stopped.
+    """
+    if len(tasks) <= 1:
+        for name, arguments in tasks.items():
+            function(shared, *arguments)
+            yield name
+        return
+    with on_ray(settings, what) as (ray, as_task):
+        call, at = as_task(function), ray.put(shared)
+        yield from in_turn(ray, ((n, functools.partial(call.remote, at, *a)) for n, a in tasks.items()))

@@ -457,6 +457,11 @@ def pack_boxes(boxes: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1).astype(np.float32)), width)
 
 
+def pack_homography(matrix: np.ndarray) -> list[float]:
+    """(3, 3) to a value of ``homography``, scaled so that its last element is 1."""
+    return [float(value) for value in (matrix / matrix[2, 2]).reshape(-1)]
+
+
 def unpack_boxes(column: pa.Array | pa.ChunkedArray, shape: Sequence[int]) -> np.ndarray:
     """Fixed-size lists to (n, \\*shape) float32; null rows become NaN. The inverse of ``pack_boxes``."""
     width = column.type.list_size

@@ -31,9 +31,9 @@ from pipeline.errors import RunError, UserError
 from pipeline.extract import garment_shards, write_shard
 from pipeline.items import Items, exclusion
 from pipeline.progress import track
-from pipeline.ray_tasks import in_turn, on_ray
+from pipeline.ray_tasks import in_tasks
 from pipeline.rundir import RunDirectory, inputs_digest
-from pipeline.schema import CHANGED_COLUMNS, VERIFIED_SCHEMA, unpack_boxes, unpack_presence
+from pipeline.schema import CHANGED_COLUMNS, VERIFIED_SCHEMA, pack_homography, unpack_boxes, unpack_presence
 from pipeline.settings import Settings
 from psnet.config import digest
 from psnet.image import ImageError, decode_image
@@ -167,14 +167,8 @@ def likely_pairs(run: RunDirectory, settings: Settings, calibration: Calibration
             )
             mirrored.setdefault((one, other), pair["mirrored"])
     rows = [(*one, *other, flipped) for (one, other), flipped in sorted(mirrored.items())]
-    names = [name for name in VERIFIED_SCHEMA.names if name not in ("status", "registered_points")][:5]
-    schema = pa.schema([VERIFIED_SCHEMA.field(name) for name in names])
-    return pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
-        if rows
-        else [pa.array([], field.type) for field in schema],
-        schema=schema,
-    )
+    schema = pa.schema([VERIFIED_SCHEMA.field(name) for name in (*VERIFIED_SCHEMA.names[:4], "mirrored")])
+    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
 
 
 @dataclass(frozen=True)
@@ -199,20 +193,9 @@ def _verified(run: RunDirectory, settings: Settings, pairs: pa.Table, network: s
     }
     missing = {target: part for target, part in parts.items() if not target.exists()}
     with track(sum(map(len, missing.values())), "verify", "pairs") as progress:
-        if len(missing) <= 1:
-            # A start of Ray costs more than one part.
-            for target, part in missing.items():
-                _verify_part(job, part, _places_in(part, places), target)
-                progress.advance(len(part))
-        else:
-            with on_ray(settings, "the verification") as (ray, as_task):
-                compute = as_task(_verify_part)
-                tasks = (
-                    (target, functools.partial(compute.remote, job, part, _places_in(part, places), target))
-                    for target, part in missing.items()
-                )
-                for target in in_turn(ray, tasks):
-                    progress.advance(len(missing[target]))
+        tasks = {target: (part, _places_in(part, places), target) for target, part in missing.items()}
+        for target in in_tasks(settings, "the verification", _verify_part, job, tasks):
+            progress.advance(len(missing[target]))
     tables = [pq.read_table(target, schema=VERIFIED_SCHEMA) for target in parts]
     return pa.concat_tables(tables) if tables else VERIFIED_SCHEMA.empty_table()
 
@@ -325,10 +308,9 @@ def _verify_part(job: _Job, part: pa.Table, places: Mapping[Key, Place], target:
 
 
 def _between(one: Place, first: Sight, matrix: np.ndarray, second: Sight, other: Place) -> list[float]:
-    """``matrix`` from pixels of the first original to the other one's, row-major, the last element 1."""
+    """``matrix`` from pixels of the first original to the other one's."""
     reduced, enlarged = one.scale(first.pixels), 1 / other.scale(second.pixels)
-    whole = np.diag([*enlarged, 1]) @ matrix @ np.diag([*reduced, 1])
-    return [float(value) for value in (whole / whole[2, 2]).reshape(-1)]
+    return pack_homography(np.diag([*enlarged, 1]) @ matrix @ np.diag([*reduced, 1]))
 
 
 @functools.lru_cache(maxsize=1)
@@ -359,15 +341,11 @@ class Sights:
 
     def __init__(self, places: Mapping[Key, Place], max_pixels: int, decode_side: int) -> None:
         self._places, self._limits = places, {"max_pixels": max_pixels, "target_side": decode_side}
-        self._at_hand: dict[Key, Sight | None] = {}
+        self._sight = functools.lru_cache(maxsize=_AT_HAND)(self._read)
 
     def __getitem__(self, key: Key) -> Sight | None:
         """None where the picture can no longer be read, or is another one by now."""
-        sight = self._at_hand.pop(key) if key in self._at_hand else self._read(key)
-        self._at_hand[key] = sight
-        if len(self._at_hand) > _AT_HAND:
-            del self._at_hand[next(iter(self._at_hand))]
-        return sight
+        return self._sight(key)
 
     def _read(self, key: Key) -> Sight | None:
         place = self._places[key]

@@ -25,6 +25,12 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(both, union, out=np.zeros_like(both, np.float64), where=union > 0)
 
 
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4) -> (..., 4, 2): upper left, upper right, lower right, lower left."""
+    x0, y0, x1, y1 = np.moveaxis(boxes, -1, 0)
+    return np.stack([np.stack([x0, x1, x1, x0], -1), np.stack([y0, y0, y1, y1], -1)], -1)
+
+
 def mirror_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
     """Boxes (..., 4) in the mirror image of a picture ``width`` px wide."""
     return np.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)

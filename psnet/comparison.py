@@ -19,7 +19,7 @@ from psnet.backbone import IMAGENET_MEAN, IMAGENET_STD
 from psnet.crops import REGION_MARGIN, to_tensor
 from psnet.homography import moved_boxes, project
 from psnet.regions import NUM_REGIONS
-from psnet.retrieval import CropRetrieval, Residual
+from psnet.retrieval import CropRetrieval, Residual, first_stages, stem
 
 # Cut out this much finer than needed and averaged: a warp alone would skip pixels.
 _FINER = 2
@@ -39,15 +39,8 @@ class RegionComparison(nn.Module):
     def __init__(self, width: int = 32, side: int = 64) -> None:
         super().__init__()
         self.side = side
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
-        self.trunk = nn.Sequential(
-            Residual(width, width, 1),
-            Residual(width, 2 * width, 2),
-            Residual(2 * width, 2 * width, 1),
-            Residual(2 * width, 4 * width, 2),
-        )
+        self.stem = stem(width)
+        self.trunk = nn.Sequential(*first_stages(width))
         self.difference = nn.Sequential(
             nn.Conv2d(8 * width, 4 * width, 1, bias=False),
             nn.BatchNorm2d(4 * width),

@@ -25,7 +25,5 @@ def moved_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Axis-aligned boxes (n, 4) about where a homography takes the middles of their sides."""
     x0, y0, x1, y1 = boxes.T
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    middles = project(matrix, np.stack([np.stack([x0, y, x1, y], 1), np.stack([y, y0, y, y1], 1)], -1))
-    # The upright pair of middles lies on the vertical axis.
-    middles[:, 1::2] = project(matrix, np.stack([np.stack([x, x], 1), np.stack([y0, y1], 1)], -1))
+    middles = project(matrix, np.stack([np.stack([x0, x, x1, x], 1), np.stack([y, y0, y, y1], 1)], -1))
     return np.concatenate([middles.min(1), middles.max(1)], 1)

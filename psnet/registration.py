@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from psnet.boxes import areas, overlaps
+from psnet.boxes import areas, corners, mirror_boxes, overlaps
 from psnet.crops import expand
 from psnet.homography import moved_boxes, project
 
@@ -57,12 +57,11 @@ class Keypoints:
         cells of 8 directions, which turn with the point, the rows change places and the directions their
         sign."""
         cells = self.descriptors.reshape(-1, 4, 4, 8)[:, ::-1, :, -np.arange(8) % 8]
-        x0, y0, x1, y1 = self.box
         return replace(
             self,
             points=np.stack([self.width - 1 - self.points[:, 0], self.points[:, 1]], 1),
             descriptors=np.ascontiguousarray(cells.reshape(self.descriptors.shape)),
-            box=np.array([self.width - x1, y0, self.width - x0, y1], np.float32),
+            box=mirror_boxes(self.box, self.width),
         )
 
 
@@ -76,11 +75,24 @@ class Registration:
 
 
 @cache
-def _opencv() -> Any:
+def load_opencv(what: str, otherwise: str = "") -> Any:
+    """The library; a machine that only trains may be without.
+
+    Args:
+        what: that needs it. otherwise: what else mends it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         return importlib.import_module("cv2")
     except ImportError:
-        raise ValueError("registering photographs needs opencv; install opencv-python-headless") from None
+        raise ValueError(f"{what} needs opencv; install opencv-python-headless{otherwise}") from None
+
+
+def root_sift(described: np.ndarray) -> np.ndarray:
+    """SIFT descriptors (n, 128) as unit vectors, whose products are Hellinger's kernel."""
+    return np.sqrt(described / np.maximum(described.sum(1, keepdims=True), 1e-6))
 
 
 def find_keypoints(picture: np.ndarray, box: np.ndarray) -> Keypoints:
@@ -92,7 +104,7 @@ def find_keypoints(picture: np.ndarray, box: np.ndarray) -> Keypoints:
     Raises:
         ValueError: opencv is not installed.
     """
-    cv2 = _opencv()
+    cv2 = load_opencv("registering photographs")
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = np.round(expand(np.asarray(box, np.float32), _MARGIN, width, height)).astype(int)
     crop = picture[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
@@ -108,7 +120,7 @@ def find_keypoints(picture: np.ndarray, box: np.ndarray) -> Keypoints:
         found, described = [], np.zeros((0, 128), np.float32)
     points = np.array([p.pt for p in found], np.float32).reshape(-1, 2) / np.float32(scale)
     points = points + np.array([x0, y0], np.float32)
-    root = np.sqrt(described / np.maximum(described.sum(1, keepdims=True), 1e-6)).astype(np.float32)
+    root = root_sift(described).astype(np.float32)
     # Two garments on one floor: what surrounds them must not speak for them.
     inside = ((points >= box[:2]) & (points <= box[2:])).all(1)
     return Keypoints(points[inside], root[inside], np.asarray(box, np.float32), width, scale)
@@ -121,7 +133,7 @@ def register(one: Keypoints, other: Keypoints) -> Registration | None:
     Raises:
         ValueError: opencv is not installed.
     """
-    cv2 = _opencv()
+    cv2 = load_opencv("registering photographs")
     if min(len(one.points), len(other.points)) < LEAST_POINTS:
         return None
     cosines = one.descriptors @ other.descriptors.T
@@ -149,15 +161,15 @@ def register(one: Keypoints, other: Keypoints) -> Registration | None:
 
 def _lands(matrix: np.ndarray, box: np.ndarray, other: np.ndarray) -> bool:
     """Whether the garment's box lands, unturned, about the other garment's."""
-    x0, y0, x1, y1 = (float(v) for v in box)
-    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-    if (np.c_[corners, np.ones(4)] @ matrix[2] <= 0).any():
+    box = np.asarray(box, np.float64)
+    ends = corners(box)
+    if (np.c_[ends, np.ones(4)] @ matrix[2] <= 0).any():
         return False
-    quad = project(matrix, corners)
+    quad = project(matrix, ends)
     edges = np.roll(quad, -1, 0) - quad
     turns = edges[:, 0] * np.roll(edges[:, 1], -1) - edges[:, 1] * np.roll(edges[:, 0], -1)
     if (turns <= 0).any():
         return False
-    moved = moved_boxes(np.asarray(box, np.float64)[None], matrix)[0]
+    moved = moved_boxes(box[None], matrix)[0]
     grown = areas(moved) / max(areas(other), 1.0)
     return bool(1 / _MOST_GROWN < grown < _MOST_GROWN and overlaps(moved, other) > _LEAST_OVERLAP)

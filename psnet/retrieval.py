@@ -94,6 +94,23 @@ class Residual(nn.Module):
         return F.relu(self.body(x) + self.skip(x), inplace=True)
 
 
+def stem(width: int) -> nn.Sequential:
+    """What a network on region pictures begins with: (n, 3, side, side) -> (n, width, side / 2, side / 2)."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    )
+
+
+def first_stages(width: int) -> list[nn.Module]:
+    """What follows on `stem`: (n, width, h, w) -> (n, 4 width, h / 4, w / 4)."""
+    return [
+        Residual(width, width, 1),
+        Residual(width, 2 * width, 2),
+        Residual(2 * width, 2 * width, 1),
+        Residual(2 * width, 4 * width, 2),
+    ]
+
+
 class CropRetrieval(nn.Module):
     """A residual network on one picture per region, its trunk shared by the regions, the last layer per
     region.
@@ -108,14 +125,9 @@ class CropRetrieval(nn.Module):
     def __init__(self, dim: int, width: int = 32, side: int = 64, grid: int = 2) -> None:
         super().__init__()
         self.side = side
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
+        self.stem = stem(width)
         self.trunk = nn.Sequential(
-            Residual(width, width, 1),
-            Residual(width, 2 * width, 2),
-            Residual(2 * width, 2 * width, 1),
-            Residual(2 * width, 4 * width, 2),
+            *first_stages(width),
             Residual(4 * width, 4 * width, 1),
             Residual(4 * width, 8 * width, 2),
             nn.AdaptiveAvgPool2d(grid),

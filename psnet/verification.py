@@ -9,6 +9,7 @@ the regions are compared at the very same place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from psnet.boxes import mirror_boxes
 from psnet.comparison import SEEN, RegionComparison, common_boxes, cut_registered, log_odds
-from psnet.regions import MIRROR, Presence
+from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.registration import Keypoints, Registration, find_keypoints, register
 from psnet.weights import load_comparison
 
@@ -63,6 +64,17 @@ class Verification:
     mirrored: bool
     matrix: np.ndarray
     changed: np.ndarray
+
+
+def as_arrays(seen: Sequence[Verification | None]) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) points, 0 where photographs do not lie upon each other, and (n, 5) float32 log-odds of change, NaN
+    there: what `psnet.verdict.weigh` takes."""
+    points = np.array([0 if one is None else one.points for one in seen], np.int64)
+    changed = np.full((len(seen), NUM_REGIONS), np.nan, np.float32)
+    for row, one in enumerate(seen):
+        if one is not None:
+            changed[row] = one.changed
+    return points, changed
 
 
 class Verifier:

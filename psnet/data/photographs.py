@@ -8,7 +8,6 @@ optional ``mask`` (a PNG, 255 on the garment), ``bbox`` and ``regions`` as xyxy 
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from psnet.regions import NUM_REGIONS, REGIONS
+from psnet.registration import load_opencv
 from psnet.taxonomy import Taxonomy
 
 
@@ -162,8 +162,7 @@ def label_row(
 def _cut_out(garment: LabelledGarment) -> np.ndarray | None:
     """GrabCut (Rother et al., SIGGRAPH 2004) started from the box and the landmarks; None when it looks
     wrong."""
-    cv2: Any = importlib.import_module("cv2")  # only the preparation of training data needs it
-
+    cv2 = load_opencv("cutting garments out of photographs")
     pixels = garment.read()
     height, width = pixels.shape[:2]
     scale = 256 / max(height, width)

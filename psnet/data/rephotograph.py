@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
+from psnet.boxes import corners
 from psnet.homography import homography, project
 from psnet.regions import MIRROR
 
@@ -94,12 +95,9 @@ def _project_boxes(matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
     Corners of a rotated box bulge; an ellipse's extent is closer to what cloth does, so both are averaged.
     """
-    x0, y0, x1, y1 = boxes.T
-    corners = np.stack(
-        [np.stack([x0, y0], -1), np.stack([x1, y0], -1), np.stack([x1, y1], -1), np.stack([x0, y1], -1)], 1
-    )
-    mids = 0.5 * (corners + np.roll(corners, -1, 1))
-    outer, inner = project(matrix, corners), project(matrix, mids)
+    ends = corners(boxes)
+    mids = 0.5 * (ends + np.roll(ends, -1, 1))
+    outer, inner = project(matrix, ends), project(matrix, mids)
     low = 0.6 * outer.min(1) + 0.4 * inner.min(1)
     high = 0.6 * outer.max(1) + 0.4 * inner.max(1)
     return np.concatenate([low, high], -1)
@@ -217,14 +215,14 @@ def rephotograph(
     angle = np.deg2rad(angle)
     stretch = np.exp(rng.normal(0, 0.05))
     centre = np.array([frame_w, frame_h]) * (0.5 + rng.normal(0, camera.shift, 2))
-    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-    offsets = (corners - corners.mean(0)) * scale * np.array([stretch, 1 / stretch])
+    ends = corners(subject.box)
+    offsets = (ends - ends.mean(0)) * scale * np.array([stretch, 1 / stretch])
     if mirrored:
         offsets[:, 0] *= -1
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     jitter = rng.uniform(-1, 1, (4, 2)) * camera.perspective * scale * np.array([box_w, box_h])
     target = centre + offsets @ rotation.T + jitter
-    matrix = homography(corners, target)
+    matrix = homography(ends, target)
     inverse = np.linalg.inv(matrix)
     size = (frame_w, frame_h)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from psnet.config import ConfigError, add_options, load_options
 from psnet.evaluation import asen, detection, landmarks, paper, photographic, pictures, plagiarism, retrieval
-from psnet.evaluation.benchmark import Benchmark, read_picture
+from psnet.evaluation.benchmark import Benchmark
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import Estimate
 from psnet.evaluation.session import Session
@@ -231,14 +231,7 @@ def _hits(
 ) -> tuple[list[list[bool]], list[list[bool]]]:
     """Which copies are found early, and which are listed, with these garments."""
     scores = session.variant_scores(benchmark, session.main, table)
-    changed = set(photographic.changed_rows(benchmark, session.settings.changed_designs)) if change else set()
-
-    def read(row: int) -> np.ndarray:
-        if change and row in changed:
-            return photographic.changed_picture(benchmark, row, change, session.settings.seed)
-        return read_picture(benchmark.items[row].image)
-
-    looks = session.looks(session.main, table, benchmark, read)
+    looks = session.looks(session.main, table, benchmark, change)
     suspects = plagiarism.find_suspects(table, benchmark, session.calibration(session.main), looks)
     listed = {frozenset((one.original, one.copy)) for one in suspects}
     results = retrieval.rank_queries(benchmark, scores, session.settings.seed)
@@ -310,7 +303,7 @@ def _pictures_of(session: Session, benchmark: Benchmark) -> dict[str, Image.Imag
     known, asked = benchmark.rows, retrieval.queries(benchmark)
     # Evenly over the catalogue of designs, which is sorted by group in some benchmarks.
     chosen = asked[:: max(len(asked) // _SHOWN, 1)][:_SHOWN]
-    photographs = [read_picture(benchmark.items[known[query]].image) for query in chosen]
+    photographs = [benchmark.picture(known[query]) for query in chosen]
     outlined = benchmark.name in session.settings.outlines
     look = pictures.outline if outlined else _as_it_is
     shown = [look(pixels) for pixels in photographs]

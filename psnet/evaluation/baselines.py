@@ -5,7 +5,6 @@ Both compare a query with the other picture as it is and flipped; the better one
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from psnet.evaluation.garments import Progress
+from psnet.registration import load_opencv, root_sift
 
 _HASH_SIDE = 8
 _HASH_PICTURE = 32
@@ -73,12 +73,7 @@ def sift_scores(
     Raises:
         ValueError: opencv is not installed.
     """
-    try:
-        cv2: Any = importlib.import_module("cv2")
-    except ImportError:
-        raise ValueError(
-            "baseline sift needs opencv; install opencv-python-headless or leave sift out of baselines"
-        ) from None
+    cv2 = load_opencv("baseline sift", " or leave sift out of baselines")
     points, descriptors, _ = _sift(cv2, pictures)
     scores = np.zeros((len(queries), len(pictures)), np.float32)
     for q, query in enumerate(queries):
@@ -116,9 +111,7 @@ def _sift(cv2: Any, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, torch.T
         n = min(len(found), _SIFT_POINTS)
         if n:
             points[i, :n] = [p.pt for p in found[:n]]
-            descriptors[i, :n] = np.sqrt(
-                described[:n] / np.maximum(described[:n].sum(1, keepdims=True), 1e-6)
-            )
+            descriptors[i, :n] = root_sift(described[:n])
         count[i] = n
     return points, torch.from_numpy(descriptors), count
 

@@ -51,6 +51,10 @@ class Benchmark:
         """Item to the original of its design, for originals and copies."""
         return designs(self.truth)
 
+    def picture(self, row: int) -> np.ndarray:
+        """The photograph of the item in this row, see `read_picture`."""
+        return read_picture(self.items[row].image)
+
     def subset(self, originals: int) -> Benchmark:
         """The first ``originals`` designs with their copies, and the same share of the other items: for
         trying out."""

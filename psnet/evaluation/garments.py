@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from psnet.evaluation.benchmark import Benchmark, read_picture
+from psnet.evaluation.benchmark import Benchmark
 from psnet.predictor import Garment, Predictor
 from psnet.regions import NUM_REGIONS, Presence
 from psnet.similarity import group_rows
@@ -76,7 +76,7 @@ def gather(
     if true_boxes and not benchmark.boxes:
         raise ValueError(f"{benchmark.name}: has no boxes.jsonl, true boxes cannot be used")
     chosen = range(len(benchmark.items)) if rows is None else rows
-    picture = read or (lambda row: read_picture(benchmark.items[row].image))
+    picture = read or benchmark.picture
     found: list[tuple[int, Garment]] = []
     for start in range(0, len(chosen), _PICTURES):
         chunk = chosen[start : start + _PICTURES]

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
 
 from psnet.crops import GARMENT_MARGIN, cut, expand
-from psnet.evaluation.benchmark import Benchmark, read_picture
+from psnet.evaluation.benchmark import Benchmark
 from psnet.predictor import Garment, Predictor
 from psnet.regions import GROUPS, NUM_REGIONS, REGIONS, Presence
 from psnet.retrieval import RoiRetrieval
@@ -196,7 +196,7 @@ def draw_retrieval(
     """
 
     def framed(row: int, colour: tuple[int, int, int]) -> Image.Image:
-        return _tile(look(read_picture(benchmark.items[row].image)), tile, colour)
+        return _tile(look(benchmark.picture(row)), tile, colour)
 
     tile, gap = (90, 120), 6
     plagiarised = {(p.original, p.copy) for p in benchmark.truth if p.relation == "plagiarised"}

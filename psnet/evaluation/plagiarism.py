@@ -29,8 +29,9 @@ from psnet.evaluation.scores import (
 from psnet.evaluation.tables import Cell, Table
 from psnet.evaluation.truth import ACCUSED, TruthPair, part_overlap, rightly_named
 from psnet.regions import NUM_REGIONS, REGIONS, Presence
-from psnet.similarity import Comparison, mirrored_presence, normalise
+from psnet.similarity import mirrored_presence, normalise
 from psnet.verdict import LIKELY, LOOKED_AT, RELATIONS, Calibration, Verdict, modified_regions, weigh
+from psnet.verification import Verification, as_arrays
 
 # A model that takes everything for a copy must not fill the memory with pairs.
 MAX_PAIRS = 500_000
@@ -69,7 +70,12 @@ def find_suspects(
     asked, found = _candidates(table, benchmark, settings, level, calibration, likely=looks is not None)
     comparison = compare_garments(table, asked, found, settings)
     normal = normalise(comparison.score, (level[asked] + level[found]) / 2)
-    points, changed = _looked_at(table, asked, found, comparison, normal, looks)
+    seen: list[Verification | None] = [None] * len(asked)
+    if looks is not None:
+        rows = _best_of_either(table, asked, found, normal)
+        for p, said in zip(rows, looks.of(asked[rows], found[rows], comparison.mirrored[rows]), strict=True):
+            seen[p] = said
+    points, changed = as_arrays(seen)
     verdict, accused = weigh(
         calibration, comparison.cos, comparison.comparable, comparison.score, normal, points, changed
     )
@@ -125,20 +131,10 @@ def _candidates(
     return np.concatenate(query)[order], np.concatenate(match)[order]
 
 
-def _looked_at(
-    table: GarmentTable,
-    query: np.ndarray,
-    match: np.ndarray,
-    comparison: Comparison,
-    normal: np.ndarray,
-    looks: Looks | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points and log-odds of change (`psnet.verdict.weigh`) of the pairs that are among the best of either
-    item."""
-    points = np.zeros(len(query), np.int64)
-    changed = np.full((len(query), NUM_REGIONS), np.nan, np.float32)
-    if looks is None:
-        return points, changed
+def _best_of_either(
+    table: GarmentTable, query: np.ndarray, match: np.ndarray, normal: np.ndarray
+) -> np.ndarray:
+    """Positions of the pairs that are among the ``LOOKED_AT`` best of either item."""
     taken: Counter[int] = Counter()
     chosen = []
     for p in np.argsort(-normal, kind="stable"):
@@ -146,9 +142,7 @@ def _looked_at(
         if min(taken[item] for item in both) < LOOKED_AT:
             chosen.append(p)
         taken.update(both)
-    rows = np.array(chosen, int)
-    points[rows], changed[rows], _ = looks.of(query[rows], match[rows], comparison.mirrored[rows])
-    return points, changed
+    return np.array(chosen, int)
 
 
 @dataclass(frozen=True)
@@ -235,9 +229,8 @@ def judge_truth(
         table, [(rows[p.original], rows[p.copy]) for p in benchmark.truth], settings_of(calibration)
     )
     one = pairs.comparison
-    points, changed = np.zeros(len(pairs.query), np.int64), np.full(one.cos.shape, np.nan, np.float32)
-    if looks is not None:
-        points, changed, _ = looks.of(pairs.query, pairs.match, one.mirrored)
+    seen: list[Verification | None] = [None] * len(pairs.query)
+    points, changed = as_arrays(seen if looks is None else looks.of(pairs.query, pairs.match, one.mirrored))
     verdict, _ = weigh(calibration, one.cos, one.comparable, one.score, one.score, points, changed)
     registered = points >= calibration.registered_points
     return TruthVerdicts(benchmark.truth, pairs, verdict, registered, table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -196,18 +196,25 @@ class Session:
         variant: Variant,
         table: GarmentTable,
         benchmark: Benchmark,
-        read: Callable[[int], np.ndarray] | None = None,
+        change: str | None = None,
     ) -> Looks | None:
         """At the photographs of the benchmark's garments, of which ``table`` knows the boxes; None where the
         variant's weights have no calibrated comparison network.
 
         Args:
-            read: the picture of an item's row instead of its photograph.
+            change: of the photographs of the copies, as in ``changed_table``.
         """
         if self.calibration(variant).changed_threshold is None:
             return None
         verifier = Verifier.load(variant.folders[0])
-        picture = read or (lambda row: read_picture(benchmark.items[row].image))
+        settings = self.settings
+        changed = set(photographic.changed_rows(benchmark, settings.changed_designs) if change else ())
+
+        def picture(row: int) -> np.ndarray:
+            if change and row in changed:
+                return photographic.changed_picture(benchmark, row, change, settings.seed)
+            return benchmark.picture(row)
+
         return None if verifier is None else Looks(verifier, table, picture)
 
     def _features_file(self, benchmark: Benchmark, weights: str | None, boxes: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ from psnet.verdict import (
     judge_registered,
     weigh,
 )
-from psnet.verification import Sight, Verification, Verifier
+from psnet.verification import Sight, Verification, Verifier, as_arrays
 
 CALIBRATION_CAMERA = CameraRange(
     side=400,
@@ -111,7 +112,7 @@ class Pairs:
         count = len(level)
         ones = np.ones((count, NUM_REGIONS), np.float32)
         found = compare(a.features, a.presence, b.features, b.presence, ones, mirrored_x=b.mirrored)
-        points, changed = np.zeros(count, np.int64), np.full((count, NUM_REGIONS), np.nan, np.float32)
+        points, changed = as_arrays([None] * count)
         normalised = normalise(found.score, level)
         return cls(found.cos, found.comparable, found.mirrored, found.score, normalised, points, changed)
 
@@ -120,10 +121,7 @@ class Pairs:
 
     def verified(self, found: Sequence[Verification | None]) -> Pairs:
         """With what was seen when the photographs were laid upon each other."""
-        points, changed = self.points.copy(), self.changed.copy()
-        for row, one in enumerate(found):
-            if one is not None:
-                points[row], changed[row] = one.points, one.changed
+        points, changed = as_arrays(found)
         return replace(self, points=points, changed=changed)
 
     def judged(self, calibration: Calibration) -> tuple[Verdict, np.ndarray]:
@@ -419,14 +417,12 @@ def _looked_at(
     match: np.ndarray,
 ) -> list[Verification | None]:
     """What `Verifier.verify` says of the likely ones among the pairs of strangers."""
-    sights: dict[int, Sight] = {}
 
+    @cache
     def sight(number: int) -> Sight:
-        if number not in sights:
-            image, garment = shown[number]
-            assert garment is not None
-            sights[number] = _sight(image, garment)
-        return sights[number]
+        image, garment = shown[number]
+        assert garment is not None
+        return _sight(image, garment)
 
     return [
         verifier.verify(sight(a), sight(b), bool(mirrored)) if normalised >= LIKELY else None

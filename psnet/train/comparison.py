@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from psnet.boxes import corners
 from psnet.comparison import SEEN, common_boxes, cut_registered
 from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment
@@ -81,10 +82,9 @@ class ComparisonSamples:
 
     def _registered(self, a: View, b: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         off = _FAR_OFF if rng.random() < _OFTEN_FAR else _OFF
-        x0, y0, x1, y1 = a.box
-        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float64)
-        size = np.array([x1 - x0, y1 - y0])
-        miss = homography(corners, corners + rng.normal(0, off, (4, 2)) * size)
+        ends = corners(a.box.astype(np.float64))
+        size = a.box[2:] - a.box[:2]
+        miss = homography(ends, ends + rng.normal(0, off, (4, 2)) * size)
         to_b = b.matrix @ np.linalg.inv(a.matrix) @ miss
         boxes = common_boxes(
             jittered(a, rng, self.box_noise), jittered(b, rng, self.box_noise), np.linalg.inv(to_b)

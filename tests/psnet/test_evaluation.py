@@ -36,7 +36,7 @@ from psnet.taxonomy import Taxonomy
 from psnet.train.calibrate import CALIBRATION_CAMERA
 from psnet.train.landmarks import subject_of
 from psnet.verdict import Calibration
-from psnet.verification import Verifier
+from psnet.verification import Verifier, as_arrays
 
 S2 = ScoreSettings("best_regions", equal_weights())
 
@@ -593,7 +593,7 @@ def test_a_second_look_finds_copies_that_features_miss(tmp_path):
     judged = plagiarism.judge_truth(table, one, calibration, looks)
     assert judged.registered.all() and plagiarism.confusion(judged)[0, 0] == 2
     assert plagiarism.registered_by_class(judged)["all"].value == 1
-    nothing = looks.of(np.array([-1, 0]), np.array([1, 2]), np.zeros(2, bool))
+    nothing = as_arrays(looks.of(np.array([-1, 0]), np.array([1, 2]), np.zeros(2, bool)))
     assert not nothing[0].any() and np.isnan(nothing[1]).all()
 
 
