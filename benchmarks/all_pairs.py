@@ -40,6 +40,7 @@ from extraction import CpuMeter
 
 from pipeline.extract import write_shard
 from pipeline.match import match, read_background
+from pipeline.products import largest_code, multiply
 from pipeline.rundir import RunDirectory
 from pipeline.schema import ITEM_SCHEMA, garment_schema, pack_features, pack_presence
 from pipeline.settings import load_settings
@@ -274,11 +275,29 @@ def run_stage(run: RunDirectory, cpus: int, *, mirrored: bool = False) -> dict[s
 
 
 def int8_product(side: int = 2048, dim: int = DIM) -> float:
-    """Nanoseconds of a pair, 5 × ``dim`` numbers, one thread: torch's bare product, the median of a few."""
+    """Nanoseconds of a pair, 5 × ``dim`` numbers, one thread: the bare product as the search takes it, the
+    median of a few."""
     torch.set_num_threads(1)
-    codes = torch.randint(-127, 128, (2, 5, side, dim), dtype=torch.int8)
+    largest = largest_code()
+    codes = torch.randint(-largest, largest + 1, (2, 5, side, dim), dtype=torch.int8)
     out = torch.empty(side, side, dtype=torch.int32)
-    return _nanoseconds(lambda r: torch._int_mm(codes[0, r], codes[1, r].T, out=out), side)
+    return _nanoseconds(lambda r: multiply(codes[0, r], codes[1, r], out), side)
+
+
+def int8_product_by_default(side: int, dim: int) -> float | None:
+    """``int8_product`` with the instructions that oneDNN takes by itself; None where it has no AMX."""
+    if "amx_int8" not in Path("/proc/cpuinfo").read_text():
+        return None
+    script = f"import all_pairs; print(all_pairs.int8_product({side}, {dim}))"
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "DEFAULT"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(found.stdout)
 
 
 def float32_product(side: int = 2048) -> float:
@@ -411,6 +430,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     result["products"] = {
         "int8": int8_product(),
         "int8_48": int8_product(512, 48),
+        "int8_48_amx": int8_product_by_default(512, 48),
         "float32": float32_product(),
         "numkong_int8": numkong_product(),
     }
@@ -590,7 +610,7 @@ def _kernels(products: dict[str, float | None]) -> list[str]:
     rows = {
         "torch `_int_mm`": (
             products["int8"],
-            "taken: the fastest, exact in int32, and torch is there anyway",
+            "taken: the fastest, exact in int32 (`pipeline/products.py`), and torch is there anyway",
         ),
         "numkong `dots_packed`, int8": (
             products["numkong_int8"],
@@ -602,6 +622,11 @@ def _kernels(products: dict[str, float | None]) -> list[str]:
             "of projected ones, blocks of 512; writing the sums takes half of it",
         ),
     }
+    if products.get("int8_48_amx") is not None:
+        rows["the same with AMX"] = (
+            products["int8_48_amx"],
+            "what oneDNN takes by itself: tiles do not pay for short vectors (`pipeline/products.py`)",
+        )
     lines = [
         "## Which product",
         "",

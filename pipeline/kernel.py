@@ -7,7 +7,7 @@ what it holds are candidates (``best_pairs``, ``prune``). When all blocks have b
 are compared one by one (``rescore``, ``psnet.similarity.compare``), and only that score is kept, so that the
 result does not depend on how garments were put into blocks.
 
-Why eight bits: exact in int32, and torch's ``_int_mm`` multiplies them nine times as fast as float32.
+Why eight bits: exact in int32 (``pipeline.products``), and multiplied nine times as fast as float32.
 ``benchmarks/SCALING.md`` has what else was tried.
 
 Pairs are ranked by their normalised score (``psnet.similarity.normalise``), which is worth 3 to 4 points of
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from pipeline.half import rows_as_float32
+from pipeline.products import largest_code, multiply
 from pipeline.quantise import Basis, Quantised, quantise, tangent
 from pipeline.sift import (
     BACKWARD,
@@ -111,12 +112,12 @@ class Block:
     @cached_property
     def codes(self) -> Quantised:
         """Of the features."""
-        return quantise(self.features, self.basis)
+        return quantise(self.features, self.basis, largest_code())
 
     @cached_property
     def mirrored_codes(self) -> Quantised:
         """Of the mirrored features."""
-        return quantise(self.mirrored, self.basis)
+        return quantise(self.mirrored, self.basis, largest_code())
 
 
 @dataclass(frozen=True)
@@ -552,7 +553,7 @@ class _BlockSearch:
     def _multiply(left: torch.Tensor, right: torch.Tensor, planes: torch.Tensor) -> np.ndarray:
         """Products of codes, (5, rows, k) with (5, columns, k), in ``planes``, (5, rows, columns) int32."""
         for region in range(NUM_REGIONS):
-            torch._int_mm(left[region], right[region].T, out=planes[region])
+            multiply(left[region], right[region], planes[region])
         return planes.numpy()
 
 

@@ -56,8 +56,8 @@ import numpy as np
 from numba import njit
 
 from pipeline.half import rows_as_float32
+from pipeline.products import LARGEST_CODE
 
-LARGEST_CODE = 127
 # d * 127 ** 2 has to fit in int32.
 _LARGEST_DIM = (2**31 - 1) // LARGEST_CODE**2
 # A float32 sum of d squares is off by d * 6e-8 of itself at most, 0.8 % for the longest vectors (of which the
@@ -162,12 +162,13 @@ def tangent(norm: float) -> tuple[float, float]:
     return value - slope * at, slope
 
 
-def quantise(features: np.ndarray, basis: Basis | None = None) -> Quantised:
+def quantise(features: np.ndarray, basis: Basis | None = None, largest: int = LARGEST_CODE) -> Quantised:
     """Quantise region by region.
 
     Args:
         features: (n, 5, d) float16, finite; zero where there is nothing to compare.
         basis: quantise the coordinates in it; None: the numbers themselves.
+        largest: of the codes, see ``pipeline.products``.
 
     Raises:
         ValueError: d is too large for exact products.
@@ -186,7 +187,7 @@ def quantise(features: np.ndarray, basis: Basis | None = None) -> Quantised:
         # In float32: whatever else a library may round to would be off by more than eta.
         inside = values if basis is None else np.matmul(values, basis.directions)
         parts = codes[:, at], scale[:, at], error[:, at], rest[:, at]
-        norm = max(norm, _quantise(values, inside, off, basis is not None, *parts))
+        norm = max(norm, _quantise(values, inside, off, basis is not None, largest, *parts))
     return Quantised(codes, scale, error, rest, off, norm)
 
 
@@ -199,7 +200,7 @@ def _squared(line):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _quantise(values, inside, off, projected, codes, scale, error, rest):  # type: ignore[no-untyped-def]
+def _quantise(values, inside, off, projected, largest, codes, scale, error, rest):  # type: ignore[no-untyped-def]
     """Args: values: (5, n, d), inside: (5, n, k) float32; the others: (5, n, k) and (5, n), the result."""
     regions, count, rank = inside.shape
     norm = np.float64(0)
@@ -209,8 +210,8 @@ def _quantise(values, inside, off, projected, codes, scale, error, rest):  # typ
             greatest = np.float32(0)
             for k in range(rank):
                 greatest = max(greatest, abs(line[k]))
-            step = greatest / np.float32(LARGEST_CODE)
-            per_step = np.float32(LARGEST_CODE) / greatest if greatest > 0 else np.float32(0)
+            step = greatest / np.float32(largest)
+            per_step = np.float32(largest) / greatest if greatest > 0 else np.float32(0)
             code_length, along = np.float64(0), np.float64(0)
             for k in range(rank):
                 rounded = np.float64(np.rint(line[k] * per_step))
