@@ -72,16 +72,17 @@ class RegionComparison(nn.Module):
         return every.diagonal(dim1=1, dim2=2)
 
 
-def common_boxes(boxes: np.ndarray, others: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Where to look for each region: the mean of the box (5, 4) in this picture and of the other picture's,
-    moved here, or the one there is; NaN where neither shows it.
+def boxes_to_look_at(boxes: np.ndarray, others: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Where to look for each region: (3, 5, 4), the mean of the box (5, 4) in this picture and of the other
+    picture's, moved here; then either by itself. Where one of them does not show a region, the one there is;
+    NaN where neither does.
 
     Args:
         others: (5, 4) in the other picture. matrix: (3, 3) maps the other picture's pixels to this one's.
     """
     moved = moved_boxes(others, matrix)
-    boxes = np.where(np.isnan(boxes), moved, boxes)
-    return np.asarray((boxes + np.where(np.isnan(moved), boxes, moved)) / 2, np.float32)
+    boxes, moved = np.where(np.isnan(boxes), moved, boxes), np.where(np.isnan(moved), boxes, moved)
+    return np.stack([(boxes + moved) / 2, boxes, moved]).astype(np.float32)
 
 
 def cut_registered(

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from psnet.boxes import mirror_boxes
-from psnet.comparison import SEEN, RegionComparison, common_boxes, cut_registered, log_odds
+from psnet.comparison import SEEN, RegionComparison, boxes_to_look_at, cut_registered, log_odds
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.registration import Keypoints, Registration, find_keypoints, register
 from psnet.weights import load_comparison
@@ -106,13 +106,19 @@ class Verifier:
         return None
 
     def _compared(self, one: Sight, other: Sight, found: Registration, mirrored: bool) -> Verification:
-        boxes = common_boxes(one.region_boxes, other.region_boxes, np.linalg.inv(found.matrix))
-        cuts, shares = zip(
-            cut_registered(Image.fromarray(one.pixels), boxes, np.eye(3), self._model.side),
-            cut_registered(Image.fromarray(other.pixels), boxes, found.matrix, self._model.side),
-            strict=True,
-        )
-        changed = log_odds(self._model, np.stack(cuts)[None])[0]
-        changed[np.minimum(*shares) <= SEEN] = np.nan
+        pictures = Image.fromarray(one.pixels), Image.fromarray(other.pixels)
+        places = boxes_to_look_at(one.region_boxes, other.region_boxes, np.linalg.inv(found.matrix))
+        cuts, shares = [], []
+        for boxes in places:
+            for picture, matrix in zip(pictures, (np.eye(3), found.matrix), strict=True):
+                cut, inside = cut_registered(picture, boxes, matrix, self._model.side)
+                cuts.append(cut)
+                shares.append(inside)
+        said = log_odds(self._model, np.stack(cuts).reshape(len(places), 2, *cuts[0].shape))
+        seen = np.reshape(shares, (len(places), 2, NUM_REGIONS)).min(1) > SEEN
+        # A box that took in the background shows it changed wherever a copy was laid elsewhere; of three
+        # looks the others tell.
+        looks = np.where(seen.any(0), seen.sum(0), np.nan)
+        changed = (np.where(seen, said, 0).sum(0) / looks).astype(np.float32)
         flip = np.array([[-1, 0, other.pixels.shape[1]], [0, 1, 0], [0, 0, 1]]) if mirrored else np.eye(3)
         return Verification(found.points, mirrored, flip @ found.matrix, changed)

@@ -2,7 +2,9 @@
 
 A sample is a garment photographed twice, once with some parts edited, its regions cut out of both photographs
 at the same place: as well as a registration finds it (`psnet.registration`), with region boxes as far off as
-a landmark branch's.
+the trained detector and landmark branch put them. Those errors are measured (`region_box_errors`): most are
+small, some are not, and both photographs of a garment tend to share theirs, so that a region often takes in
+background, which may be another one behind the copy.
 """
 
 from __future__ import annotations
@@ -17,23 +19,65 @@ from PIL import Image
 from torch import Tensor, nn
 
 from psnet.boxes import corners
-from psnet.comparison import SEEN, common_boxes, cut_registered
+from psnet.comparison import SEEN, boxes_to_look_at, cut_registered
 from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.homography import homography
-from psnet.regions import NUM_REGIONS
+from psnet.predictor import Predictor
+from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.taxonomy import Taxonomy
+from psnet.train.calibrate import first_garments
 from psnet.train.landmarks import subject_of
-from psnet.train.retrieval import IGNORED, RETRIEVAL_CAMERA, edited_regions, jittered, mirror_subject
+from psnet.train.retrieval import IGNORED, RETRIEVAL_CAMERA, edited_regions, mirror_subject
 
 # A harder light than the features are trained in: nothing but the edit may count.
 COMPARISON_CAMERA = replace(RETRIEVAL_CAMERA, colour=0.22, light=0.5)
 # Laid upon each other, two pictures show a fainter edit than two features do (grey levels, see
 # `psnet.train.retrieval.VISIBLE_EDIT`).
 VISIBLE_EDIT = 6.0
+# An error of a side of a region box beyond this share of the box is cut off: something else was found there.
+_WORST = 1.0
 # How far a registration is off, as a share of the garment's box: most, and some.
 _OFF, _FAR_OFF, _OFTEN_FAR = 0.004, 0.02, 0.2
+
+
+def region_box_errors(
+    predictor: Predictor, garments: Sequence[LabelledGarment], seed: int, copies: int = 3
+) -> np.ndarray:
+    """How far off the predicted region boxes are, of garments that the networks were not trained on.
+
+    Each is looked at as it was photographed and in ``copies`` more photographs with up to three parts edited.
+
+    Returns:
+        (garments, 1 + copies, 5, 4) float32 errors of the four sides as shares of the true box, NaN where a
+        region was not predicted; garments found in fewer than two photographs are left out.
+    """
+    swap = Taxonomy.load("clothing11").swap
+    out = []
+    for index, garment in enumerate(garments):
+        rng = np.random.default_rng((seed, index))
+        subject = subject_of(garment)
+        views = [View.itself(subject)]
+        for _ in range(copies):
+            donor = garments[int(rng.integers(len(garments)))]
+            parts = random_parts(bool(garment.absent[1:3].all()), int(rng.integers(4)), rng)
+            edited, _ = edit_parts(subject, parts, rng, subject_of(donor))
+            views.append(rephotograph(edited, rng, COMPARISON_CAMERA, swap=swap, other=donor.read()))
+        errors = np.full((len(views), NUM_REGIONS, 4), np.nan, np.float32)
+        found = first_garments(predictor, [view.pixels for view in views])
+        for row, (view, one) in enumerate(zip(views, found, strict=True)):
+            if one is not None:
+                seen = (one.presence == Presence.PRESENT) & ~garment.absent
+                errors[row, seen] = ((one.region_boxes - view.region_boxes) / _sides(view.region_boxes))[seen]
+        if (~np.isnan(errors[..., 0])).any(1).sum() > 1:
+            out.append(np.clip(errors, -_WORST, _WORST))
+    return np.array(out, np.float32).reshape(-1, 1 + copies, NUM_REGIONS, 4)
+
+
+def _sides(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4): width, height, width, height of boxes (n, 4)."""
+    return np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
 
 class ComparisonSamples:
@@ -45,11 +89,15 @@ class ComparisonSamples:
         garments: Sequence[LabelledGarment],
         seed: int,
         side: int,
-        box_noise: float = 0.06,
+        box_errors: np.ndarray,
         camera: CameraRange = COMPARISON_CAMERA,
     ) -> None:
-        self.garments, self.seed, self.side = list(garments), seed, side
-        self.box_noise, self.camera = box_noise, camera
+        """``box_errors``: see `region_box_errors`."""
+        self.garments, self.seed, self.side, self.camera = list(garments), seed, side, camera
+        flipped = box_errors[:, :, list(MIRROR)][..., [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
+        errors = np.concatenate([box_errors, flipped])
+        # Per region, of the garments that show it.
+        self.box_errors = [errors[(~np.isnan(errors[:, :, r, 0])).any(1), :, r] for r in range(NUM_REGIONS)]
         self.swap = Taxonomy.load("clothing11").swap
 
     def sample(self, index: int) -> dict[str, Tensor]:
@@ -86,13 +134,22 @@ class ComparisonSamples:
         size = a.box[2:] - a.box[:2]
         miss = homography(ends, ends + rng.normal(0, off, (4, 2)) * size)
         to_b = b.matrix @ np.linalg.inv(a.matrix) @ miss
-        boxes = common_boxes(
-            jittered(a, rng, self.box_noise), jittered(b, rng, self.box_noise), np.linalg.inv(to_b)
-        )
+        boxes = boxes_to_look_at(*self._predicted(a, b, rng), np.linalg.inv(to_b))[0]
         one, inside = cut_registered(Image.fromarray(a.pixels), boxes, np.eye(3), self.side)
         other, within = cut_registered(Image.fromarray(b.pixels), boxes, to_b, self.side)
         pictures = np.stack([one, other]).transpose(0, 1, 4, 2, 3)
         return np.ascontiguousarray(pictures), (inside > SEEN) & (within > SEEN)
+
+    def _predicted(self, a: View, b: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Region boxes of both as the networks would find them in two photographs of one garment."""
+        off = np.zeros((2, NUM_REGIONS, 4), np.float32)
+        for r, errors in enumerate(self.box_errors):
+            if len(errors):
+                one = errors[int(rng.integers(len(errors)))]
+                off[:, r] = one[rng.choice(len(one), 2, replace=False)]
+        boxes = np.stack([a.region_boxes, b.region_boxes])
+        first, second = boxes + off * np.stack([_sides(a.region_boxes), _sides(b.region_boxes)])
+        return first.astype(np.float32), second.astype(np.float32)
 
 
 def comparison_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,10 +160,10 @@ def comparison_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Ten
 
 
 def comparison_batch(
-    garments: Sequence[LabelledGarment], seed: int, side: int, count: int
+    garments: Sequence[LabelledGarment], seed: int, side: int, box_errors: np.ndarray, count: int
 ) -> dict[str, Tensor]:
     """Fixed samples of held-out garments."""
-    samples = ComparisonSamples(garments, seed, side)
+    samples = ComparisonSamples(garments, seed, side, box_errors)
     rows = [samples.sample(i) for i in range(count)]
     return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
 

@@ -23,8 +23,8 @@ class TrainSettings:
     Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
     ``out`` holds the part's checkpoint, training goes on from it. In the part edited the detector and the
     landmark branch go on, by schedules of their own, and ``edited`` of the garments that they see are
-    edited. ``box_noise``: how far the region boxes that the retrieval branch and the comparison of registered
-    photographs are trained on miss the true ones, as a share of their sides.
+    edited. ``box_noise``: how far the region boxes that the retrieval branch is trained on miss the true
+    ones, as a share of their sides; the comparison of registered photographs measures it.
     """
 
     labels: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from psnet.comparison import RegionComparison, common_boxes, cut_registered, log_odds
+from psnet.comparison import RegionComparison, boxes_to_look_at, cut_registered, log_odds
 from psnet.data.edits import edit_parts
 from psnet.data.photographs import read_labels, with_masks
 from psnet.data.rephotograph import View, rephotograph
@@ -95,9 +95,11 @@ def test_boxes_are_moved_by_the_middles_of_their_sides():
     np.testing.assert_allclose(moved_boxes(np.array([[10.0, 20, 30, 60]]), turned), [[40, 10, 80, 30]])
     boxes, others = np.full((5, 4), np.nan, np.float32), np.full((5, 4), np.nan, np.float32)
     boxes[0], others[0], others[1] = [0, 0, 10, 10], [2, 2, 12, 12], [5, 5, 9, 9]
-    common = common_boxes(boxes, others, np.eye(3))
-    np.testing.assert_allclose(common[:2], [[1, 1, 11, 11], [5, 5, 9, 9]])
-    assert np.isnan(common[2:]).all()
+    places = boxes_to_look_at(boxes, others, np.eye(3))
+    alone = [5, 5, 9, 9]
+    wanted = [[[1, 1, 11, 11], alone], [[0, 0, 10, 10], alone], [[2, 2, 12, 12], alone]]
+    np.testing.assert_allclose(places[:, :2], wanted)
+    assert np.isnan(places[:, 2:]).all()
 
 
 def test_regions_are_cut_at_the_same_place(garments):
@@ -139,10 +141,11 @@ def test_the_network_does_not_mind_the_order_and_starts_from_the_retrieval_branc
 
 
 def test_samples_of_the_comparison(garments):
-    one, again, other = (ComparisonSamples(garments, seed, 32).sample(3) for seed in (5, 5, 6))
+    none = np.zeros((1, 2, 5, 4), np.float32)
+    one, again, other = (ComparisonSamples(garments, seed, 32, none).sample(3) for seed in (5, 5, 6))
     assert all(torch.equal(one[k], again[k]) for k in one)
     assert not torch.equal(one["pictures"], other["pictures"])
-    batch = comparison_batch(garments, 0, 32, 24)
+    batch = comparison_batch(garments, 0, 32, none, 24)
     assert batch["pictures"].shape == (24, 2, 5, 3, 32, 32) and batch["pictures"].dtype == torch.uint8
     assert set(batch["changed"].unique().tolist()) == {-1, 0, 1}
     # Changed regions differ more from picture to picture than those that were left alone.
