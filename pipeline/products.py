@@ -6,8 +6,8 @@ not ours:
 - Without VNNI (most processors from before 2019, and AMD's before Zen 4) it adds 128 to the codes of one side
   and lets pairs of products saturate in 16 bits: 2 (c + 128) c > 32767 from c = 80 on, without a word. Codes
   as large as 79 are exact there. What holds is tried out, once a process, with the codes that add up to most.
-- With AMX it takes tiles of 16 by 64, which pay for long vectors. Of 48 numbers its products take three times
-  as long as with vector instructions (``benchmarks/SCALING.md``).
+- With AMX it takes tiles of 16 by 64, which pay for long vectors. Of 48 numbers its products take about twice
+  as long as with vector instructions (``benchmarks/all_pairs.py`` measures both).
 """
 
 from __future__ import annotations
