@@ -301,8 +301,8 @@ def int8_product_by_default(side: int, dim: int) -> float | None:
 
 
 def _short_products() -> tuple[float, float | None]:
-    """Of 48 numbers, as the search takes it and as oneDNN would, in turn: a virtual core's speed may change by
-    a factor of two within minutes. The least of each."""
+    """Of 48 numbers, as the search takes it and as oneDNN would, in turn: a virtual core's speed may change
+    by a factor of two within minutes. The least of each."""
     turns = [(int8_product(512, 48), int8_product_by_default(512, 48)) for _ in range(5)]
     by_default = [ns for _, ns in turns if ns is not None]
     return min(ns for ns, _ in turns), min(by_default, default=None)
