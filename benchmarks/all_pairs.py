@@ -42,6 +42,7 @@ from pipeline.extract import write_shard
 from pipeline.match import match, read_background
 from pipeline.products import largest_code, multiply
 from pipeline.rundir import RunDirectory
+from pipeline.runtime import cpu_flags
 from pipeline.schema import ITEM_SCHEMA, garment_schema, pack_features, pack_presence
 from pipeline.settings import load_settings
 from psnet.regions import Presence
@@ -286,7 +287,7 @@ def int8_product(side: int = 2048, dim: int = DIM) -> float:
 
 def int8_product_by_default(side: int, dim: int) -> float | None:
     """``int8_product`` with the instructions that oneDNN takes by itself; None where it has no AMX."""
-    if "amx_int8" not in Path("/proc/cpuinfo").read_text():
+    if "amx_int8" not in cpu_flags():
         return None
     script = f"import all_pairs; print(all_pairs.int8_product({side}, {dim}))"
     found = subprocess.run(

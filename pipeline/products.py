@@ -28,11 +28,9 @@ _INSTRUCTIONS, _BEST = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16"
 _EXACT_IN_FLOAT32 = 2**24
 
 
-@functools.lru_cache(maxsize=1)
 def largest_code() -> int:
     """Codes from minus this to this have exact products in this process, see ``multiply``."""
-    with _vector_instructions():
-        return LARGEST_CODE if _is_exact(LARGEST_CODE) else _WITHOUT_VNNI
+    return _largest_in_integers() or LARGEST_CODE
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
@@ -40,7 +38,7 @@ def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None
 
     Exact for codes of at most ``largest_code`` and k * 127 ** 2 < 2 ** 31.
     """
-    if _integers_serve():
+    if _largest_in_integers():
         torch._int_mm(left, right.T, out=out)
         return
     exact = torch.float32 if left.shape[1] * LARGEST_CODE**2 <= _EXACT_IN_FLOAT32 else torch.float64
@@ -48,8 +46,10 @@ def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None
 
 
 @functools.lru_cache(maxsize=1)
-def _integers_serve() -> bool:
-    return _is_exact(largest_code())
+def _largest_in_integers() -> int:
+    """Up to which codes ``_int_mm`` is exact, 0 where it is for none."""
+    with _vector_instructions():
+        return next(filter(_is_exact, (LARGEST_CODE, _WITHOUT_VNNI)), 0)
 
 
 @contextlib.contextmanager

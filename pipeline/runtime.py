@@ -42,11 +42,11 @@ def choose_blas_kernels() -> None:
     "Haswell": container images set it as the safe choice for any x86 machine, and it halves the speed of one
     with AVX-512.
     """
-    if os.environ.get("OPENBLAS_CORETYPE", "Haswell") == "Haswell" and _cpu_flags() >= _AVX512:
+    if os.environ.get("OPENBLAS_CORETYPE", "Haswell") == "Haswell" and cpu_flags() >= _AVX512:
         os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             line = next((line for line in file if line.startswith("flags")), "")

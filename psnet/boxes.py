@@ -25,6 +25,11 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(both, union, out=np.zeros_like(both, np.float64), where=union > 0)
 
 
+def extents(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4) -> (..., 4): width, height, width, height, the side that each number lies along."""
+    return np.tile(boxes[..., 2:] - boxes[..., :2], 2)
+
+
 def corners(boxes: np.ndarray) -> np.ndarray:
     """Boxes (..., 4) -> (..., 4, 2): upper left, upper right, lower right, lower left."""
     x0, y0, x1, y1 = np.moveaxis(boxes, -1, 0)

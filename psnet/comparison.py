@@ -25,8 +25,8 @@ from psnet.retrieval import CropRetrieval, Residual, first_stages, stem
 _FINER = 2
 _OUTSIDE = (128, 128, 128)
 
-SEEN = 0.5
-"""Of a region, that must lie inside of both photographs; of less nothing is said."""
+# Of a region, that must lie inside of both photographs; of less nothing is said.
+_SEEN = 0.5
 
 
 class RegionComparison(nn.Module):
@@ -121,6 +121,23 @@ def cut_registered(
         at = project(warp, grid)
         inside[r] = ((at >= 0) & (at <= [image.width, image.height])).all(1).mean()
     return out, inside
+
+
+def cut_both(
+    image: Image.Image, other: Image.Image, boxes: np.ndarray, matrix: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Regions of ``image``, cut out of it and at the same place out of the other photograph.
+
+    Args:
+        boxes: (5, 4) px of ``image``. matrix: (3, 3) maps its pixels to those of ``other``.
+
+    Returns:
+        (2, 5, side, side, 3) uint8 as from `cut_registered`, and (5,) bool, which lie far enough inside of
+        both.
+    """
+    one, inside = cut_registered(image, boxes, np.eye(3), side)
+    two, within = cut_registered(other, boxes, matrix, side)
+    return np.stack([one, two]), np.minimum(inside, within) > _SEEN
 
 
 def log_odds(model: RegionComparison, pictures: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from psnet.boxes import mirror_boxes
-from psnet.comparison import SEEN, RegionComparison, boxes_to_look_at, cut_registered, log_odds
+from psnet.comparison import RegionComparison, boxes_to_look_at, cut_both, log_odds
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.registration import Keypoints, Registration, find_keypoints, register
 from psnet.weights import load_comparison
@@ -108,14 +108,9 @@ class Verifier:
     def _compared(self, one: Sight, other: Sight, found: Registration, mirrored: bool) -> Verification:
         pictures = Image.fromarray(one.pixels), Image.fromarray(other.pixels)
         places = boxes_to_look_at(one.region_boxes, other.region_boxes, np.linalg.inv(found.matrix))
-        cuts, shares = [], []
-        for boxes in places:
-            for picture, matrix in zip(pictures, (np.eye(3), found.matrix), strict=True):
-                cut, inside = cut_registered(picture, boxes, matrix, self._model.side)
-                cuts.append(cut)
-                shares.append(inside)
-        said = log_odds(self._model, np.stack(cuts).reshape(len(places), 2, *cuts[0].shape))
-        seen = np.reshape(shares, (len(places), 2, NUM_REGIONS)).min(1) > SEEN
+        cuts = [cut_both(*pictures, boxes, found.matrix, self._model.side) for boxes in places]
+        said = log_odds(self._model, np.stack([both for both, _ in cuts]))
+        seen = np.stack([inside for _, inside in cuts])
         # A box that took in the background shows it changed wherever a copy was laid elsewhere; of three
         # looks the others tell.
         looks = np.where(seen.any(0), seen.sum(0), np.nan)

@@ -56,6 +56,11 @@ class LabelledGarment:
     polygons: tuple[tuple[float, ...], ...] = ()
 
     @property
+    def sleeveless(self) -> bool:
+        """Whether both sleeves are absent."""
+        return bool(self.absent[1:3].all())
+
+    @property
     def absent(self) -> np.ndarray:
         """(5,) bool, regions this garment does not have."""
         return np.isnan(self.region_boxes[:, 0])

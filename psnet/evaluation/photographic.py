@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from psnet.boxes import extents
 from psnet.evaluation.benchmark import Benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
 from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
@@ -90,7 +91,7 @@ def _surrounded(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     out = np.array(Image.fromarray(read_picture(scene.other)).resize((w, h), Image.Resampling.BILINEAR))
     if np.isnan(scene.box).any():
         return scene.pixels
-    margin = _MARGIN * np.tile(scene.box[2:] - scene.box[:2], 2) * [-1, -1, 1, 1]
+    margin = _MARGIN * extents(scene.box) * [-1, -1, 1, 1]
     x0, y0, x1, y1 = np.clip(scene.box + margin, 0, [w, h, w, h]).round().astype(int)
     out[y0:y1, x0:x1] = scene.pixels[y0:y1, x0:x1]
     return out

@@ -416,10 +416,11 @@ def train_comparison(settings: TrainSettings) -> None:
     out, side = Path(settings.out), settings.model.region_side
     model = RegionComparison(settings.model.region_width, side)
     branch = build_retrieval_branch(settings.model)
-    if isinstance(branch, CropRetrieval) and (out / "retrieval.safetensors").exists():
+    chain = _chain(settings)
+    if isinstance(branch, CropRetrieval):
         load_part(branch, out / "retrieval.safetensors")
         model.start_from(branch)
-    errors = region_box_errors(_chain(settings), held, settings.seed + 1)
+    errors = region_box_errors(chain, held, settings.seed + 1)
     off = ", ".join(f"{share:.2f}" for share in np.nanquantile(abs(errors), (0.5, 0.9, 0.97)))
     print(f"sides of predicted region boxes, off by a share of the box (median, 90 %, 97 %): {off}")
     batch = comparison_batch(held, settings.seed + 1, side, errors, HELD_COMPARISONS)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.predictor import Garment, Predictor
@@ -30,7 +29,7 @@ from psnet.similarity import (
     normalise,
 )
 from psnet.taxonomy import Taxonomy
-from psnet.train.landmarks import subject_of
+from psnet.train.landmarks import edited_copy, subject_of
 from psnet.train.retrieval import IGNORED, edited_regions
 from psnet.verdict import (
     CHANGED,
@@ -185,8 +184,7 @@ def labelled_pairs(
         for count in copies:
             donor = garments[int(rng.integers(len(garments)))]
             # Evenly, not by Table 1: each region's threshold needs as many edited ones as the chest's.
-            parts = random_parts(bool(garment.absent[1:3].all()), count, rng)
-            edited, _ = edit_parts(subject, parts, rng, subject_of(donor))
+            edited, parts = edited_copy(garment, donor, count, rng)
             edits.append((edited_regions(subject, edited, parts), len(parts)))
             images.append(rephotograph(edited, rng, CALIBRATION_CAMERA, swap=swap, other=donor.read()).pixels)
         original, *found = first_garments(predictor, images)

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from psnet.boxes import corners
-from psnet.comparison import SEEN, boxes_to_look_at, cut_registered
+from psnet.boxes import corners, extents
+from psnet.comparison import boxes_to_look_at, cut_both
 from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
@@ -28,7 +28,7 @@ from psnet.predictor import Predictor
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.taxonomy import Taxonomy
 from psnet.train.calibrate import first_garments
-from psnet.train.landmarks import subject_of
+from psnet.train.landmarks import edited_copy, subject_of
 from psnet.train.retrieval import IGNORED, RETRIEVAL_CAMERA, edited_regions, mirror_subject
 
 # A harder light than the features are trained in: nothing but the edit may count.
@@ -57,27 +57,22 @@ def region_box_errors(
     out = []
     for index, garment in enumerate(garments):
         rng = np.random.default_rng((seed, index))
-        subject = subject_of(garment)
-        views = [View.itself(subject)]
+        views = [View.itself(subject_of(garment))]
         for _ in range(copies):
             donor = garments[int(rng.integers(len(garments)))]
-            parts = random_parts(bool(garment.absent[1:3].all()), int(rng.integers(4)), rng)
-            edited, _ = edit_parts(subject, parts, rng, subject_of(donor))
+            edited, _ = edited_copy(garment, donor, int(rng.integers(4)), rng)
             views.append(rephotograph(edited, rng, COMPARISON_CAMERA, swap=swap, other=donor.read()))
         errors = np.full((len(views), NUM_REGIONS, 4), np.nan, np.float32)
         found = first_garments(predictor, [view.pixels for view in views])
         for row, (view, one) in enumerate(zip(views, found, strict=True)):
             if one is not None:
                 seen = (one.presence == Presence.PRESENT) & ~garment.absent
-                errors[row, seen] = ((one.region_boxes - view.region_boxes) / _sides(view.region_boxes))[seen]
+                errors[row, seen] = ((one.region_boxes - view.region_boxes) / extents(view.region_boxes))[
+                    seen
+                ]
         if (~np.isnan(errors[..., 0])).any(1).sum() > 1:
             out.append(np.clip(errors, -_WORST, _WORST))
     return np.array(out, np.float32).reshape(-1, 1 + copies, NUM_REGIONS, 4)
-
-
-def _sides(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4): width, height, width, height of boxes (n, 4)."""
-    return np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
 
 class ComparisonSamples:
@@ -108,9 +103,7 @@ class ComparisonSamples:
         if rng.random() < 0.5:
             subject = mirror_subject(subject, self.swap)
         donor = subject_of(self.garments[int(rng.integers(count))])
-        parts = random_parts(
-            bool(garment.absent[1:3].all()), int(rng.choice(4, p=[0.2, 0.35, 0.3, 0.15])), rng
-        )
+        parts = random_parts(garment.sleeveless, int(rng.choice(4, p=[0.2, 0.35, 0.3, 0.15])), rng)
         edited, _ = edit_parts(subject, parts, rng, donor)
         state = edited_regions(subject, edited, parts, VISIBLE_EDIT)
         # The original is a photograph as it stands in the catalogue, or one more of the garment.
@@ -135,10 +128,9 @@ class ComparisonSamples:
         miss = homography(ends, ends + rng.normal(0, off, (4, 2)) * size)
         to_b = b.matrix @ np.linalg.inv(a.matrix) @ miss
         boxes = boxes_to_look_at(*self._predicted(a, b, rng), np.linalg.inv(to_b))[0]
-        one, inside = cut_registered(Image.fromarray(a.pixels), boxes, np.eye(3), self.side)
-        other, within = cut_registered(Image.fromarray(b.pixels), boxes, to_b, self.side)
-        pictures = np.stack([one, other]).transpose(0, 1, 4, 2, 3)
-        return np.ascontiguousarray(pictures), (inside > SEEN) & (within > SEEN)
+        photographs = Image.fromarray(a.pixels), Image.fromarray(b.pixels)
+        pictures, seen = cut_both(*photographs, boxes, to_b, self.side)
+        return np.ascontiguousarray(pictures.transpose(0, 1, 4, 2, 3)), seen
 
     def _predicted(self, a: View, b: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Region boxes of both as the networks would find them in two photographs of one garment."""
@@ -148,8 +140,8 @@ class ComparisonSamples:
                 one = errors[int(rng.integers(len(errors)))]
                 off[:, r] = one[rng.choice(len(one), 2, replace=False)]
         boxes = np.stack([a.region_boxes, b.region_boxes])
-        first, second = boxes + off * np.stack([_sides(a.region_boxes), _sides(b.region_boxes)])
-        return first.astype(np.float32), second.astype(np.float32)
+        first, second = (boxes + off * extents(boxes)).astype(np.float32)
+        return first, second
 
 
 def comparison_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

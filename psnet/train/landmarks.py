@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
+from psnet.boxes import extents
 from psnet.crops import GARMENT_MARGIN, cut, expand, log_aspect, to_tensor
 from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment, read_pixels
@@ -40,9 +41,17 @@ def edited(garment: LabelledGarment, donor: LabelledGarment, rng: np.random.Gene
 
     Where it cannot be cut out, nothing is shortened: what was cut off would still be seen.
     """
-    parts = random_parts(bool(garment.absent[1:3].all()), int(rng.integers(1, 4)), rng)
+    return edited_copy(garment, donor, int(rng.integers(1, 4)), rng)[0]
+
+
+def edited_copy(
+    garment: LabelledGarment, donor: LabelledGarment, count: int, rng: np.random.Generator
+) -> tuple[Subject, tuple[str, ...]]:
+    """The garment with ``count`` parts edited, as far as it has so many, and which; each as likely as the
+    others."""
+    parts = random_parts(garment.sleeveless, count, rng)
     subject, _ = edit_parts(subject_of(garment), parts, rng, subject_of(donor))
-    return subject
+    return subject, parts
 
 
 def for_edited(camera: CameraRange) -> CameraRange:
@@ -180,7 +189,7 @@ class LandmarkSamples:
     def _missed(self, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The box as a detector gives it, off by some share of its sides."""
         jitter = rng.normal(0, 0.045, 4) if rng.random() < 0.65 else rng.normal(0, 0.1, 4)
-        return (box + jitter * np.tile(box[2:] - box[:2], 2)).astype(np.float32)
+        return (box + jitter * extents(box)).astype(np.float32)
 
 
 def landmark_loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -262,7 +271,7 @@ def landmark_figures(
     for start in range(0, len(photographs), 32):
         batch = []
         for view, category in photographs[start : start + 32]:
-            miss = rng.normal(0, 0.04, 4) * np.tile(view.box[2:] - view.box[:2], 2)
+            miss = rng.normal(0, 0.04, 4) * extents(view.box)
             batch.append(targets(view, category, (view.box + miss).astype(np.float32), side))
         stacked = {k: torch.stack([b[k] for b in batch]).to(device) for k in batch[0]}
         out = model(stacked["crop"].float() / 255, stacked["aspect"])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from psnet.boxes import mirror_boxes
+from psnet.boxes import extents, mirror_boxes
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand
 from psnet.data.edits import PART_REGIONS, edit_parts, random_parts, sample_parts
 from psnet.data.photographs import LabelledGarment
@@ -89,8 +89,8 @@ def edited_regions(
 def jittered(view: View, rng: np.random.Generator, amount: float) -> np.ndarray:
     """Region boxes as a landmark branch would give them: off by ``amount`` of their sides (standard
     deviation)."""
-    size = np.tile(view.region_boxes[:, 2:] - view.region_boxes[:, :2], 2)
-    return (view.region_boxes + rng.normal(0, amount, (NUM_REGIONS, 4)) * size).astype(np.float32)
+    off = rng.normal(0, amount, (NUM_REGIONS, 4))
+    return (view.region_boxes + off * extents(view.region_boxes)).astype(np.float32)
 
 
 class RetrievalSamples:
@@ -131,12 +131,12 @@ class RetrievalSamples:
             group,
             int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])),
             rng,
-            bool(garment.absent[1:3].all()),
+            garment.sleeveless,
         )
         # Parts are drawn by the paper's table half of the time, evenly otherwise: rare ones must be learnt as
         # well.
         if rng.random() < 0.5:
-            parts = random_parts(bool(garment.absent[1:3].all()), len(parts), rng)
+            parts = random_parts(garment.sleeveless, len(parts), rng)
         edited, _ = edit_parts(subject, parts, rng, donor)
         state = edited_regions(subject, edited, parts)
         design = np.zeros((VIEWS, NUM_REGIONS), np.int64)
@@ -165,8 +165,7 @@ class RetrievalSamples:
             regions = cut_regions(picture, boxes, self.config.region_side)
             return {"regions": np.ascontiguousarray(regions.transpose(0, 3, 1, 2))}
         side = self.config.crop_side
-        size = np.tile(view.box[2:] - view.box[:2], 2)
-        miss = (rng.normal(0, 0.5 * self.box_noise, 4) * size).astype(np.float32)
+        miss = (rng.normal(0, 0.5 * self.box_noise, 4) * extents(view.box)).astype(np.float32)
         frame = expand(view.box + miss, GARMENT_MARGIN, picture.width, picture.height)
         origin, scale = frame[:2], side / (frame[2:] - frame[:2])
         return {
