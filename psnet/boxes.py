@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -39,3 +41,12 @@ def corners(boxes: np.ndarray) -> np.ndarray:
 def mirror_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
     """Boxes (..., 4) in the mirror image of a picture ``width`` px wide."""
     return np.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
+
+
+def moved_boxes(boxes: np.ndarray, place: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Axis-aligned boxes (n, 4) about where ``place``, points (..., 2) to points, takes the middles of their
+    sides."""
+    x0, y0, x1, y1 = boxes.T
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    middles = place(np.stack([np.stack([x0, x, x1, x], 1), np.stack([y0, y, y, y1], 1)], -1))
+    return np.concatenate([middles.min(1), middles.max(1)], 1)

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from psnet.backbone import IMAGENET_MEAN, IMAGENET_STD
+from psnet.boxes import moved_boxes
 from psnet.crops import REGION_MARGIN, to_tensor
-from psnet.homography import moved_boxes, project
 from psnet.regions import NUM_REGIONS
 from psnet.retrieval import CropRetrieval, Residual, first_stages, stem
+from psnet.warp import Place, Warp, warped
 
 # Cut out this much finer than needed and averaged: a warp alone would skip pixels.
 _FINER = 2
@@ -72,27 +73,27 @@ class RegionComparison(nn.Module):
         return every.diagonal(dim1=1, dim2=2)
 
 
-def boxes_to_look_at(boxes: np.ndarray, others: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def boxes_to_look_at(boxes: np.ndarray, others: np.ndarray, warp: Warp) -> np.ndarray:
     """Where to look for each region: (3, 5, 4), the mean of the box (5, 4) in this picture and of the other
     picture's, moved here; then either by itself. Where one of them does not show a region, the one there is;
     NaN where neither does.
 
     Args:
-        others: (5, 4) in the other picture. matrix: (3, 3) maps the other picture's pixels to this one's.
+        others: (5, 4) in the other picture. warp: from this picture's pixels to the other's.
     """
-    moved = moved_boxes(others, matrix)
+    moved = moved_boxes(others, warp.back)
     boxes, moved = np.where(np.isnan(boxes), moved, boxes), np.where(np.isnan(moved), boxes, moved)
     return np.stack([(boxes + moved) / 2, boxes, moved]).astype(np.float32)
 
 
 def cut_registered(
-    image: Image.Image, boxes: np.ndarray, matrix: np.ndarray, side: int
+    image: Image.Image, boxes: np.ndarray, place: Place, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Regions of a reference picture, cut out of ``image``.
 
     Args:
         boxes: (5, 4) px of the reference, NaN where there is nothing to cut.
-        matrix: (3, 3) maps the reference's pixels to those of ``image``; the identity where it is itself.
+        place: takes the reference's pixels to those of ``image``.
 
     Returns:
         (5, side, side, 3) uint8, mid-grey outside of the picture, and (5,) the share of each that is inside.
@@ -100,43 +101,36 @@ def cut_registered(
     fine = side * _FINER
     out = np.full((len(boxes), side, side, 3), _OUTSIDE, np.uint8)
     inside = np.zeros(len(boxes), np.float32)
-    for r, (x0, y0, x1, y1) in enumerate(boxes):
-        if np.isnan(x0):
+    grid = (np.mgrid[0:8, 0:8][::-1].reshape(2, -1).T + 0.5) * (fine / 8)
+    for r, box in enumerate(boxes.astype(np.float64)):
+        if np.isnan(box[0]):
             continue
-        dx, dy = REGION_MARGIN * (x1 - x0), REGION_MARGIN * (y1 - y0)
-        frame = np.array(
-            [[(x1 - x0 + 2 * dx) / fine, 0, x0 - dx], [0, (y1 - y0 + 2 * dy) / fine, y0 - dy], [0, 0, 1]]
-        )
-        warp = matrix @ frame
-        warp = warp / warp[2, 2]
-        cut = image.transform(
-            (fine, fine),
-            Image.Transform.PERSPECTIVE,
-            tuple(warp.reshape(-1)[:8]),
-            Image.Resampling.BILINEAR,
-            fillcolor=_OUTSIDE,
-        )
-        out[r] = np.asarray(cut.reduce(_FINER))
-        grid = (np.mgrid[0:8, 0:8][::-1].reshape(2, -1).T + 0.5) * (fine / 8)
-        at = project(warp, grid)
+        size = (box[2:] - box[:2]) * (1 + 2 * REGION_MARGIN)
+        corner = (box[:2] + box[2:] - size) / 2
+
+        def lies(points: np.ndarray, corner: np.ndarray = corner, size: np.ndarray = size) -> np.ndarray:
+            return place(corner + points * (size / fine))
+
+        out[r] = np.asarray(warped(image, (fine, fine), lies, _OUTSIDE).reduce(_FINER))
+        at = lies(grid)
         inside[r] = ((at >= 0) & (at <= [image.width, image.height])).all(1).mean()
     return out, inside
 
 
 def cut_both(
-    image: Image.Image, other: Image.Image, boxes: np.ndarray, matrix: np.ndarray, side: int
+    image: Image.Image, other: Image.Image, boxes: np.ndarray, warp: Warp, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Regions of ``image``, cut out of it and at the same place out of the other photograph.
 
     Args:
-        boxes: (5, 4) px of ``image``. matrix: (3, 3) maps its pixels to those of ``other``.
+        boxes: (5, 4) px of ``image``. warp: takes its pixels to those of ``other``.
 
     Returns:
         (2, 5, side, side, 3) uint8 as from `cut_registered`, and (5,) bool, which lie far enough inside of
         both.
     """
-    one, inside = cut_registered(image, boxes, np.eye(3), side)
-    two, within = cut_registered(other, boxes, matrix, side)
+    one, inside = cut_registered(image, boxes, lambda points: points, side)
+    two, within = cut_registered(other, boxes, warp.place, side)
     return np.stack([one, two]), np.minimum(inside, within) > _SEEN
 
 

@@ -19,11 +19,3 @@ def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (..., 2) mapped by a homography."""
     mapped = points @ matrix[:, :2].T + matrix[:, 2]
     return mapped[..., :2] / mapped[..., 2:]
-
-
-def moved_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Axis-aligned boxes (n, 4) about where a homography takes the middles of their sides."""
-    x0, y0, x1, y1 = boxes.T
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    middles = project(matrix, np.stack([np.stack([x0, x, x1, x], 1), np.stack([y, y0, y, y1], 1)], -1))
-    return np.concatenate([middles.min(1), middles.max(1)], 1)

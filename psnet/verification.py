@@ -1,6 +1,6 @@
 """Geometric verification of a pair: can one photograph be laid upon the other, and what was changed then?
 
-    two photographs ─ `psnet.registration` ─▶ homography ─ `psnet.comparison` ─▶ log-odds of change per region
+    two photographs ─ `psnet.registration` ─▶ warp ─ `psnet.comparison` ─▶ log-odds of change per region
 
 Features find what is alike among all pairs; this looks again at the few pairs that they found. Where the
 photographs can be laid upon each other they show the very same garment, however much of it was edited, and
@@ -55,9 +55,9 @@ class Verification:
     """Of two photographs that can be laid upon each other.
 
     ``points``: local features that agree. ``mirrored``: one of them has to be flipped. ``matrix`` (3, 3)
-    float64: from the first one's pixels to the second's, the flip included. ``changed`` (5,) float32:
-    log-odds that the region was changed, in the first photograph's names; NaN where neither shows it or it
-    lies outside of one.
+    float64: from the first one's pixels to the second's, the flip included, but for the bends of the cloth.
+    ``changed`` (5,) float32: log-odds that the region was changed, in the first photograph's names; NaN where
+    neither shows it or it lies outside of one.
     """
 
     points: int
@@ -107,8 +107,8 @@ class Verifier:
 
     def _compared(self, one: Sight, other: Sight, found: Registration, mirrored: bool) -> Verification:
         pictures = Image.fromarray(one.pixels), Image.fromarray(other.pixels)
-        places = boxes_to_look_at(one.region_boxes, other.region_boxes, np.linalg.inv(found.matrix))
-        cuts = [cut_both(*pictures, boxes, found.matrix, self._model.side) for boxes in places]
+        places = boxes_to_look_at(one.region_boxes, other.region_boxes, found.warp)
+        cuts = [cut_both(*pictures, boxes, found.warp, self._model.side) for boxes in places]
         said = log_odds(self._model, np.stack([both for both, _ in cuts]))
         seen = np.stack([inside for _, inside in cuts])
         # A box that took in the background shows it changed wherever a copy was laid elsewhere; of three
@@ -116,4 +116,4 @@ class Verifier:
         looks = np.where(seen.any(0), seen.sum(0), np.nan)
         changed = (np.where(seen, said, 0).sum(0) / looks).astype(np.float32)
         flip = np.array([[-1, 0, other.pixels.shape[1]], [0, 1, 0], [0, 0, 1]]) if mirrored else np.eye(3)
-        return Verification(found.points, mirrored, flip @ found.matrix, changed)
+        return Verification(found.points, mirrored, flip @ found.warp.matrix, changed)

@@ -7,14 +7,15 @@ not see; the same transform serves the detector and the landmark branch as augme
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
 from psnet.boxes import corners
-from psnet.homography import homography, project
+from psnet.homography import homography
 from psnet.regions import MIRROR
+from psnet.warp import NODES, Warp, warped
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Subject:
 class View:
     """A photograph of a subject. Boxes and points in pixels of ``pixels`` (H, W, 3) uint8.
 
-    ``region_seen`` (5,) float, the share of each region inside the frame, 0 where absent. ``matrix`` (3, 3)
-    float64 maps the subject's pixels to the view's.
+    ``region_seen`` (5,) float, the share of each region inside the frame, 0 where absent. ``warp`` maps the
+    subject's pixels to the view's.
     """
 
     pixels: np.ndarray
@@ -46,7 +47,7 @@ class View:
     region_boxes: np.ndarray
     region_seen: np.ndarray
     mirrored: bool
-    matrix: np.ndarray
+    warp: Warp
 
     @classmethod
     def itself(cls, subject: Subject) -> View:
@@ -58,8 +59,12 @@ class View:
             region_boxes=subject.region_boxes,
             region_seen=(~np.isnan(subject.region_boxes[:, 0])).astype(np.float32),
             mirrored=False,
-            matrix=np.eye(3),
+            warp=Warp.flat(np.eye(3), subject.box),
         )
+
+
+# Of a frame, each way, that are warped by themselves: finer than the bends.
+_PIECES = 12
 
 
 @dataclass(frozen=True)
@@ -79,25 +84,17 @@ class CameraRange:
     light: float = 0.35
     blur: float = 1.0
     occlusion: float = 0.1
+    bend: float = 0.0
 
 
-def _warp(image: Image.Image, inverse: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return image.transform(
-        size,
-        Image.Transform.PERSPECTIVE,
-        tuple((inverse / inverse[2, 2]).reshape(-1)[:8]),
-        Image.Resampling.BILINEAR,
-    )
-
-
-def _project_boxes(matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Axis-aligned boxes (n, 4) around projected boxes.
+def _project_boxes(warp: Warp, boxes: np.ndarray) -> np.ndarray:
+    """Axis-aligned boxes (n, 4) around moved boxes.
 
     Corners of a rotated box bulge; an ellipse's extent is closer to what cloth does, so both are averaged.
     """
     ends = corners(boxes)
     mids = 0.5 * (ends + np.roll(ends, -1, 1))
-    outer, inner = project(matrix, ends), project(matrix, mids)
+    outer, inner = warp.place(ends), warp.place(mids)
     low = 0.6 * outer.min(1) + 0.4 * inner.min(1)
     high = 0.6 * outer.max(1) + 0.4 * inner.max(1)
     return np.concatenate([low, high], -1)
@@ -106,6 +103,21 @@ def _project_boxes(matrix: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
     coarse = Image.fromarray(rng.standard_normal((cells, cells)).astype(np.float32), mode="F")
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def smooth_shifts(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """(NODES, NODES, 2) of about unit size, of so many independent values each way."""
+    return np.stack([_smooth_noise(rng, NODES, NODES, cells) for _ in range(2)], -1)
+
+
+def _bends(rng: np.random.Generator, bend: float) -> np.ndarray:
+    """Shifts (NODES, NODES, 2) of cloth that was laid or worn anew and of a lens, as shares of its box."""
+    strength = bend * rng.choice([0.3, 1.0, 2.0])
+    cloth = smooth_shifts(rng, int(rng.integers(3, 6)))
+    steps = np.linspace(-1, 1, NODES)
+    around = np.stack(np.meshgrid(steps, steps), -1)
+    lens = rng.normal() * around * (around**2).sum(-1, keepdims=True)
+    return strength * (cloth + lens)
 
 
 def make_background(rng: np.random.Generator, size: tuple[int, int], other: np.ndarray | None) -> Image.Image:
@@ -222,35 +234,37 @@ def rephotograph(
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     jitter = rng.uniform(-1, 1, (4, 2)) * camera.perspective * scale * np.array([box_w, box_h])
     target = centre + offsets @ rotation.T + jitter
-    matrix = homography(ends, target)
-    inverse = np.linalg.inv(matrix)
+    warp = Warp.flat(homography(ends, target), subject.box)
+    if camera.bend:
+        warp = replace(warp, shifts=_bends(rng, camera.bend) * scale * np.array([box_w, box_h]))
     size = (frame_w, frame_h)
+
+    def taken(image: Image.Image) -> Image.Image:
+        return warped(image, size, warp.back, pieces=_PIECES)
 
     alpha: Image.Image | None = None
     fill = tuple(int(v) for v in np.median(subject.pixels.reshape(-1, 3)[::97], 0))
     source = Image.fromarray(subject.pixels)
     if subject.mask is not None and rng.random() < camera.new_background:
         ground = make_background(rng, size, other)
-        alpha = _warp(Image.fromarray(subject.mask), inverse, size).filter(
-            ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1))
-        )
+        alpha = taken(Image.fromarray(subject.mask)).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1)))
         if rng.random() < 0.6:
             shade = alpha.filter(ImageFilter.GaussianBlur(rng.uniform(2, 9)))
             dx, dy = (int(v) for v in rng.integers(-6, 7, 2))
             depth = float(rng.uniform(0.1, 0.6))
             shade = ImageChops.offset(shade, dx, dy).point([round(255 - depth * v) for v in range(256)])
             ground = ImageChops.multiply(ground, shade.convert("RGB"))
-        picture = Image.composite(_warp(source, inverse, size), ground, alpha)
+        picture = Image.composite(taken(source), ground, alpha)
     else:
         if subject.mask is not None:
-            alpha = _warp(Image.fromarray(subject.mask), inverse, size)
-        inside = _warp(Image.new("L", (width, height), 255), inverse, size)
+            alpha = taken(Image.fromarray(subject.mask))
+        inside = taken(Image.new("L", (width, height), 255))
         ground = Image.new("RGB", size, fill)
-        picture = Image.composite(_warp(source, inverse, size), ground, inside)
+        picture = Image.composite(taken(source), ground, inside)
 
     points = subject.landmarks.copy()
-    points[:, :2] = project(matrix, points[:, :2])
-    regions = _project_boxes(matrix, subject.region_boxes)
+    points[:, :2] = warp.place(points[:, :2])
+    regions = _project_boxes(warp, subject.region_boxes)
     if mirrored:
         points, regions = points[swap], regions[list(MIRROR)]
     if rng.random() < camera.occlusion:
@@ -263,7 +277,7 @@ def rephotograph(
     clipped = np.clip(np.nan_to_num(regions), 0, frame)
     full = np.maximum(np.prod(np.nan_to_num(regions[:, 2:] - regions[:, :2]), -1), 1e-6)
     seen = np.prod(np.maximum(clipped[:, 2:] - clipped[:, :2], 0), -1) / full
-    outer = _project_boxes(matrix, subject.box[None])[0]
+    outer = _project_boxes(warp, subject.box[None])[0]
     valid = points[:, 2] > 0
     extent = np.concatenate([np.nan_to_num(regions, nan=np.inf)[:, :2], points[valid, :2]]).min(0)
     reach = np.concatenate([np.nan_to_num(regions, nan=-np.inf)[:, 2:], points[valid, :2]]).max(0)
@@ -282,5 +296,5 @@ def rephotograph(
         region_boxes=regions.astype(np.float32),
         region_seen=np.where(np.isnan(regions[:, 0]), 0.0, seen).astype(np.float32),
         mirrored=mirrored,
-        matrix=matrix,
+        warp=warp,
     )

@@ -55,6 +55,7 @@ CALIBRATION_CAMERA = CameraRange(
     mirror=0.0,
     new_background=1.0,
     colour=0.1,
+    bend=0.02,
 )
 
 

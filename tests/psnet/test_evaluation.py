@@ -569,7 +569,9 @@ def test_a_second_look_finds_copies_that_features_miss(tmp_path):
     swap = Taxonomy.load("clothing11").swap
     views = []
     for seed, subject in enumerate(rich[:2]):
-        copy = rephotograph(subject, np.random.default_rng(seed), CALIBRATION_CAMERA, swap=swap)
+        copy = rephotograph(
+            subject, np.random.default_rng(seed), dataclasses.replace(CALIBRATION_CAMERA, bend=0.0), swap=swap
+        )
         views += [View.itself(subject), copy]
     names = ["a", "a-same", "b", "b-same"]
     one = benchmark([pair("a", "a-same", "identical"), pair("b", "b-same", "identical")], names)

@@ -1,17 +1,19 @@
 """Photographs laid upon each other: found where they belong together, and what was changed is seen there."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from psnet.boxes import moved_boxes
 from psnet.comparison import RegionComparison, boxes_to_look_at, cut_registered, log_odds
 from psnet.data.edits import edit_parts
 from psnet.data.photographs import read_labels, with_masks
 from psnet.data.rephotograph import View, rephotograph
-from psnet.homography import moved_boxes, project
+from psnet.homography import project
 from psnet.model import PSNetConfig, build_retrieval_branch
 from psnet.regions import MIRROR, Presence
 from psnet.registration import find_keypoints, register
@@ -22,8 +24,11 @@ from psnet.train.comparison import ComparisonSamples, comparison_batch, comparis
 from psnet.train.landmarks import subject_of
 from psnet.train.retrieval import mirror_subject
 from psnet.verification import Sight, Verifier
+from psnet.warp import Warp
 
 SWAP = Taxonomy.load("clothing11").swap
+# A flat sheet, so that few points are enough.
+CAMERA = replace(CALIBRATION_CAMERA, bend=0.0)
 ALL = np.full(5, Presence.PRESENT, np.uint8)
 
 
@@ -36,7 +41,11 @@ def garments(tmp_path_factory):
 
 
 def photographed(subject, seed):
-    return rephotograph(subject, np.random.default_rng(seed), CALIBRATION_CAMERA, swap=SWAP)
+    return rephotograph(subject, np.random.default_rng(seed), CAMERA, swap=SWAP)
+
+
+def as_it_is(points):
+    return points
 
 
 def sight_of(view):
@@ -46,17 +55,49 @@ def sight_of(view):
 
 def test_a_garment_photographed_again_is_laid_where_it_belongs(garments):
     assert len(garments) >= 4
+    laid = 0
     for seed, garment in enumerate(garments):
         subject = subject_of(garment)
         view = photographed(subject, seed)
         one, other = find_keypoints(subject.pixels, subject.box), find_keypoints(view.pixels, view.box)
-        found = register(one, other)
-        assert found is not None and found.points >= 12, seed
+        found, again = register(one, other), register(one, other)
+        if found is None:
+            assert again is None
+            continue
+        laid += found.points >= 12
         points = subject.landmarks[subject.landmarks[:, 2] > 0, :2]
-        off = np.linalg.norm(project(found.matrix, points) - project(view.matrix, points), axis=1)
+        off = np.linalg.norm(found.warp.place(points) - view.warp.place(points), axis=1)
         assert np.median(off) < 0.02 * np.ptp(view.box.reshape(2, 2), axis=0).max(), seed
-        again = register(one, other)
-        assert np.array_equal(again.matrix, found.matrix)
+        assert np.array_equal(again.warp.matrix, found.warp.matrix)
+        assert np.array_equal(again.warp.shifts, found.warp.shifts)
+    # Of one with few points a blurred photograph may keep too few.
+    assert laid >= len(garments) - 1
+
+
+def test_bends_of_the_cloth_are_found_besides_the_homography(garments):
+    """Over all landmarks at least a third nearer than the homography alone, and no worse where nothing was
+    bent."""
+    off = {}
+    for bend in (0.0, 0.03):
+        camera = replace(CAMERA, bend=bend)
+        flat, bent = [], []
+        for seed, garment in enumerate(garments):
+            subject = subject_of(garment)
+            view = rephotograph(subject, np.random.default_rng(seed), camera, swap=SWAP)
+            found = register(
+                find_keypoints(subject.pixels, subject.box), find_keypoints(view.pixels, view.box)
+            )
+            if found is None:
+                continue
+            points = subject.landmarks[subject.landmarks[:, 2] > 0, :2]
+            size = np.ptp(view.box.reshape(2, 2), axis=0).max()
+            true = view.warp.place(points)
+            flat.append(np.linalg.norm(project(found.warp.matrix, points) - true, axis=1) / size)
+            bent.append(np.linalg.norm(found.warp.place(points) - true, axis=1) / size)
+        assert len(flat) >= 4
+        off[bend] = np.median(np.concatenate(flat)), np.median(np.concatenate(bent))
+    assert off[0.03][1] < off[0.03][0] * 2 / 3
+    assert off[0.0][1] < 0.005
 
 
 def test_other_garments_and_plain_pictures_are_laid_upon_nothing(garments):
@@ -92,10 +133,12 @@ def test_points_of_the_flipped_picture_are_those_of_a_flipped_picture(garments):
 
 def test_boxes_are_moved_by_the_middles_of_their_sides():
     turned = np.array([[0.0, -1, 100], [1, 0, 0], [0, 0, 1]])
-    np.testing.assert_allclose(moved_boxes(np.array([[10.0, 20, 30, 60]]), turned), [[40, 10, 80, 30]])
+    np.testing.assert_allclose(
+        moved_boxes(np.array([[10.0, 20, 30, 60]]), partial(project, turned)), [[40, 10, 80, 30]]
+    )
     boxes, others = np.full((5, 4), np.nan, np.float32), np.full((5, 4), np.nan, np.float32)
     boxes[0], others[0], others[1] = [0, 0, 10, 10], [2, 2, 12, 12], [5, 5, 9, 9]
-    places = boxes_to_look_at(boxes, others, np.eye(3))
+    places = boxes_to_look_at(boxes, others, Warp.flat(np.eye(3), np.array([0.0, 0, 20, 20])))
     alone = [5, 5, 9, 9]
     wanted = [[[1, 1, 11, 11], alone], [[0, 0, 10, 10], alone], [[2, 2, 12, 12], alone]]
     np.testing.assert_allclose(places[:, :2], wanted)
@@ -115,14 +158,15 @@ def test_regions_are_cut_at_the_same_place(garments):
             )
         ),
     )
-    shifted = np.array([[1.0, 0, 7], [0, 1, -5], [0, 0, 1]])
-    one, inside = cut_registered(Image.fromarray(subject.pixels), subject.region_boxes, np.eye(3), 32)
-    other, _ = cut_registered(Image.fromarray(view.pixels), subject.region_boxes, shifted, 32)
+    one, inside = cut_registered(Image.fromarray(subject.pixels), subject.region_boxes, as_it_is, 32)
+    other, _ = cut_registered(
+        Image.fromarray(view.pixels), subject.region_boxes, lambda points: points + np.array([7, -5]), 32
+    )
     for r in (0, 3, 4):
         assert inside[r] > 0.9
         assert np.abs(one[r].astype(int) - other[r]).mean() < 2
     far = np.tile(np.array([[1e4, 1e4, 1e4 + 50, 1e4 + 50]], np.float32), (5, 1))
-    cut, inside = cut_registered(Image.fromarray(subject.pixels), far, np.eye(3), 32)
+    cut, inside = cut_registered(Image.fromarray(subject.pixels), far, as_it_is, 32)
     assert (inside == 0).all() and (cut == 128).all()
 
 
