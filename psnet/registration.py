@@ -150,18 +150,13 @@ def register(one: Keypoints, other: Keypoints) -> Registration | None:
     if min(len(one.points), len(other.points)) < LEAST_POINTS:
         return None
     cosines = one.descriptors @ other.descriptors.T
-    rows = np.arange(len(cosines))
-    second, first = np.argpartition(cosines, -2, axis=1)[:, -2:].T
-    swapped = cosines[rows, second] > cosines[rows, first]
-    first, second = np.where(swapped, second, first), np.where(swapped, first, second)
-    near, next_ = (np.sqrt(np.maximum(2 - 2 * cosines[rows, at], 0)) for at in (first, second))
-    good = (near < _RATIO * next_) & (cosines.argmax(0)[first] == rows)
-    if good.sum() < LEAST_POINTS:
+    first, second = _agreeing(cosines, _RATIO)
+    if len(first) < LEAST_POINTS:
         return None
     cv2.setRNGSeed(0)
     matrix, inside = cv2.findHomography(
-        one.points[good],
-        other.points[first[good]],
+        one.points[first],
+        other.points[second],
         cv2.USAC_MAGSAC,
         _TOLERANCE / other.scale,
         maxIters=2000,
@@ -183,8 +178,10 @@ def _bent(matrix: np.ndarray, one: Keypoints, other: Keypoints, cosines: np.ndar
     flat = project(matrix, one.points)
     where, bends = flat, None
     for radius, scale in _ROUNDS:
-        near = _squares(where, other.points) < (radius * size) ** 2
-        first, second = _agreeing(np.where(near, cosines, np.float32(-1)))
+        near = _squares(where.astype(np.float32), other.points) < (radius * size) ** 2
+        first, second = _agreeing(np.where(near, cosines, np.float32(-1)), _NEAR_RATIO)
+        alike = cosines[first, second] > _LEAST_COSINE
+        first, second = first[alike], second[alike]
         if len(first) < LEAST_POINTS:
             break
         bends = _Bends(one.points[first] / unit, (other.points[second] - flat[first]) / size, scale)
@@ -233,14 +230,17 @@ def _squares(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     return across * across + along * along
 
 
-def _agreeing(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mutual nearest neighbours that pass the ratio test among those in reach (others -1), as rows and
-    columns."""
-    first = cosines.argmax(1)
-    next_, best = np.partition(cosines, -2, axis=1)[:, -2:].T
-    near, far = (np.sqrt(np.maximum(2 - 2 * value, 0)) for value in (best, next_))
+def _agreeing(cosines: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mutual nearest neighbours nearer than ``ratio`` times the next one (Lowe's ratio test), as rows and
+    columns; a cosine of -1 is out of reach."""
     rows = np.arange(len(cosines))
-    good = (best > _LEAST_COSINE) & (near < _NEAR_RATIO * far) & (cosines.argmax(0)[first] == rows)
+    first = cosines.argmax(1)
+    mutual = cosines.argmax(0)[first] == rows
+    best = cosines[rows, first]
+    others = cosines.copy()
+    others[rows, first] = -1
+    near, far = (np.sqrt(np.maximum(2 - 2 * value, 0)) for value in (best, others.max(1)))
+    good = mutual & (best > -1) & (near < ratio * far)
     return rows[good], first[good]
 
 

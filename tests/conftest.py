@@ -1,4 +1,4 @@
-"""What several packages' tests share: one Ray, one tiny network."""
+"""What several packages' tests share: one Ray, one tiny network, and who runs what at the same time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+# What wants the machine's cores for itself, and is started once.
+CLUSTERS = {"ray_local", "prefect_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the processes that run tests (pytest-xdist) one takes all modules with a cluster; the others go
+    module by module, because their tests share what was dear to make."""
+    crowded = {item.path for item in items if CLUSTERS & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        group = "clusters" if item.path in crowded else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
