@@ -30,6 +30,16 @@ from psnet.train.settings import TrainSettings
 BENDS = (0.0, 0.01, 0.02, 0.03)
 SHARES = (0.5, 0.9)
 
+INTRODUCTION = """# Photographs laid upon each other
+
+Written by `python benchmarks/registration.py`, whose first lines say how. {count} garments that nothing
+was trained on, each photographed once more with up to two parts edited. How far points of the garment
+lie from where they belong, as shares of the longer side of its box: half of them by less, and nine in
+ten. Bent: the standard deviation of the shifts of most; some are bent twice as much, some a third.
+
+| bent | laid upon each other | homography, half | nine in ten | warp, half | nine in ten | CPU-ms a pair |
+|---|---|---|---|---|---|---|"""
+
 
 @dataclass
 class Measured:
@@ -82,19 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_options(TrainSettings, arguments)
     _, held = load_garments(settings)
-    lines = [
-        "# Photographs laid upon each other",
-        "",
-        f"Written by `python benchmarks/registration.py`, whose first lines say how. {len(held)} garments "
-        "that nothing was trained on, each photographed once more with up to two parts edited. How far points of "
-        "the garment lie from where they belong, as shares of the longer side of its box: half of them by "
-        "less, and nine in ten. Bent: the standard deviation of the shifts of most; some are bent twice as "
-        "much, some a third.",
-        "",
-        "| bent | laid upon each other | homography, half | nine in ten | warp, half | nine in ten | "
-        "CPU-ms a pair |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [INTRODUCTION.format(count=len(held))]
     for bend in BENDS:
         print(f"bend {bend}", file=sys.stderr, flush=True)
         found = measure(held, bend)
