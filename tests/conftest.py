@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-
 # What wants the machine's cores for itself, and is started once.
 CLUSTERS = {"ray_local", "prefect_server"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the processes that run tests (pytest-xdist) one takes all modules with a cluster; the others go
     module by module, because their tests share what was dear to make."""

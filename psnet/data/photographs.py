@@ -102,7 +102,7 @@ def read_labels(
                 image_path=path.parent / row["image"],
                 split=row["split"],
                 category=row["category"],
-                box=np.asarray(row["bbox"], np.float32),
+                box=_read_box(row["bbox"]),
                 landmarks=np.asarray([row["landmarks"][name] or (0, 0, 0) for name in names], np.float32),
                 region_boxes=boxes,
                 upright=bool(row.get("upright", True)),
@@ -113,6 +113,13 @@ def read_labels(
         if (splits is None or garment.split in splits) and (garment.upright or not upright_only):
             garments.append(garment)
     return garments
+
+
+def _read_box(edges: Sequence[float]) -> np.ndarray:
+    box = np.asarray(edges, np.float32)
+    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
+        raise ValueError(f"bbox {edges} is not x0, y0, x1, y1")
+    return box
 
 
 def regions_row(region_boxes: np.ndarray) -> dict[str, list[float] | None]:

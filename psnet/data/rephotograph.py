@@ -65,6 +65,8 @@ class View:
 
 # Of a frame, each way, that are warped by themselves: finer than the bends.
 _PIECES = 12
+# A thinner box (px) spans no plane.
+_LEAST_SIDE = 8.0
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ def rephotograph(
     mirrored = bool(rng.random() < camera.mirror)
     height, width = subject.pixels.shape[:2]
     x0, y0, x1, y1 = subject.box
-    box_w, box_h = max(x1 - x0, 8.0), max(y1 - y0, 8.0)
+    box_w, box_h = max(x1 - x0, _LEAST_SIDE), max(y1 - y0, _LEAST_SIDE)
+    box = np.array([x0, y0, x0 + box_w, y0 + box_h], np.float64)
     aspect = float(np.exp(rng.normal(0, 0.18))) * (3 / 4)
     frame_w, frame_h = (
         (camera.side, round(camera.side / aspect))
@@ -227,14 +230,14 @@ def rephotograph(
     angle = np.deg2rad(angle)
     stretch = np.exp(rng.normal(0, 0.05))
     centre = np.array([frame_w, frame_h]) * (0.5 + rng.normal(0, camera.shift, 2))
-    ends = corners(subject.box)
+    ends = corners(box)
     offsets = (ends - ends.mean(0)) * scale * np.array([stretch, 1 / stretch])
     if mirrored:
         offsets[:, 0] *= -1
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     jitter = rng.uniform(-1, 1, (4, 2)) * camera.perspective * scale * np.array([box_w, box_h])
     target = centre + offsets @ rotation.T + jitter
-    warp = Warp.flat(homography(ends, target), subject.box)
+    warp = Warp.flat(homography(ends, target), box)
     if camera.bend:
         warp = replace(warp, shifts=_bends(rng, camera.bend) * scale * np.array([box_w, box_h]))
     size = (frame_w, frame_h)
@@ -287,7 +290,7 @@ def rephotograph(
         if len(xs) > 200:  # the cut-out knows the garment's extent better than a turned box
             outer = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float64)
     outer = np.clip(outer, 0, frame)
-    if outer[2] - outer[0] < 8 or outer[3] - outer[1] < 8:
+    if (outer[2:] - outer[:2]).min() < _LEAST_SIDE:
         outer = frame * np.array([0, 0, 1, 1])
     return View(
         pixels=_develop(rng, picture, camera),

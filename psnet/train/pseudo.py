@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from psnet.boxes import extents
 from psnet.data.photographs import label_row, read_pixels
 from psnet.predictor import Garment, Predictor
 from psnet.regions import Presence
@@ -20,11 +21,16 @@ from psnet.taxonomy import Taxonomy
 
 # A landmark the network would bet on counts as visible, any other as estimated.
 VISIBLE = 0.5
+# A box thinner than this (px) holds no garment.
+LEAST_SIDE = 8
 
 
 def is_confident(garment: Garment, min_score: float, min_presence: float) -> bool:
-    """Whether the network's word on this garment may be learnt from: found with ``min_score``, every region's
-    presence said with ``min_presence`` at least, and none of them hidden (labels know no hidden regions)."""
+    """Whether the network's word on this garment may be learnt from: found with ``min_score`` in a box of
+    some size, every region's presence said with ``min_presence`` at least, and none of them hidden (labels
+    know no hidden regions)."""
+    if extents(garment.box).min() < LEAST_SIDE:
+        return False
     hidden = (garment.presence == Presence.HIDDEN).any()
     return bool(garment.score >= min_score and not hidden and garment.presence_score.min() >= min_presence)
 

@@ -46,6 +46,31 @@ def test_a_line_that_is_no_label_is_named(tmp_path):
         read_labels(path)
 
 
+@pytest.mark.parametrize(
+    "box", [[10, 10, 10, 90], [90, 10, 10, 90], [10, 10, 90], [10, 10, 90, float("nan")]]
+)
+def test_a_box_that_is_none_is_named(garments, tmp_path, box):
+    row = json.loads((garments[0].image_path.parents[1] / "labels.jsonl").read_text().splitlines()[0])
+    path = tmp_path / "labels.jsonl"
+    path.write_text("\n" + json.dumps(row | {"bbox": box}) + "\n")
+    with pytest.raises(ValueError, match=r"line 2: .*x0, y0, x1, y1"):
+        read_labels(path)
+
+
+def test_a_garment_of_no_size_is_photographed_all_the_same(garments):
+    """What a network that has learnt nothing takes for a garment, and labels for itself."""
+    subject = subject_of(garments[0])
+    x0, y0 = subject.box[:2]
+    for thin in ([x0, y0, x0 + 0.1, y0], [x0, y0, x0 + 50, y0 + 0.1]):
+        view = rephotograph(
+            replace(subject, box=np.array(thin, np.float32)),
+            np.random.default_rng(0),
+            CameraRange(bend=0.02),
+            swap=Taxonomy.load("clothing11").swap,
+        )
+        assert np.isfinite(view.box).all() and (view.box[2:] - view.box[:2]).min() >= 8
+
+
 def test_an_edit_changes_its_region_and_nothing_outside_it(garments):
     subject, donor = subject_of(garments[0]), subject_of(garments[1])
     for part, kinds in KINDS.items():
