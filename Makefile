@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(BIN)/psnet demo --out runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # What wants the machine's cores for itself, and is started once.
-CLUSTERS = {"ray_local", "prefect_server"}
+CLUSTERS = ("ray_local", "prefect_server")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the processes that run tests (pytest-xdist) one takes all modules with a cluster; the others go
-    module by module, because their tests share what was dear to make."""
-    crowded = {item.path for item in items if CLUSTERS & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        group = "clusters" if item.path in crowded else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of the processes that run tests one takes all modules with a cluster; the others go module by module,
+    because their tests share what was dear to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid.partition("::")[0])
+
+    return ByCluster(config, log)
+
+
+@cache
+def _scope(module: str) -> str:
+    source = (Path(__file__).parents[1] / module).read_text(encoding="utf-8")
+    return "clusters" if any(name in source for name in CLUSTERS) else module
 
 
 @pytest.fixture(scope="session")
