@@ -186,11 +186,11 @@ def _bent(matrix: np.ndarray, one: Keypoints, other: Keypoints, cosines: np.ndar
             break
         bends = _Bends(one.points[first] / unit, (other.points[second] - flat[first]) / size, scale)
         where = flat + size * bends.at(one.points / unit)
-    at = nodes(one.box)
-    shifts = (
-        np.zeros_like(at) if bends is None else size * bends.at(at.reshape(-1, 2) / unit).reshape(at.shape)
-    )
-    return Warp(matrix, one.box.astype(np.float64), shifts)
+    box = one.box.astype(np.float64)
+    if bends is None:
+        return Warp.flat(matrix, box)
+    at = nodes(box)
+    return Warp(matrix, box, size * bends.at(at.reshape(-1, 2) / unit).reshape(at.shape))
 
 
 class _Bends:

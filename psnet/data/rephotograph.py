@@ -65,8 +65,8 @@ class View:
 
 # Of a frame, each way, that are warped by themselves: finer than the bends.
 _PIECES = 12
-# A thinner box (px) spans no plane.
-_LEAST_SIDE = 8.0
+LEAST_SIDE = 8.0
+"""A thinner box (px) spans no plane, and holds no garment."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def rephotograph(
     mirrored = bool(rng.random() < camera.mirror)
     height, width = subject.pixels.shape[:2]
     x0, y0, x1, y1 = subject.box
-    box_w, box_h = max(x1 - x0, _LEAST_SIDE), max(y1 - y0, _LEAST_SIDE)
+    box_w, box_h = max(x1 - x0, LEAST_SIDE), max(y1 - y0, LEAST_SIDE)
     box = np.array([x0, y0, x0 + box_w, y0 + box_h], np.float64)
     aspect = float(np.exp(rng.normal(0, 0.18))) * (3 / 4)
     frame_w, frame_h = (
@@ -290,7 +290,7 @@ def rephotograph(
         if len(xs) > 200:  # the cut-out knows the garment's extent better than a turned box
             outer = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float64)
     outer = np.clip(outer, 0, frame)
-    if (outer[2:] - outer[:2]).min() < _LEAST_SIDE:
+    if (outer[2:] - outer[:2]).min() < LEAST_SIDE:
         outer = frame * np.array([0, 0, 1, 1])
     return View(
         pixels=_develop(rng, picture, camera),

@@ -15,14 +15,13 @@ import numpy as np
 
 from psnet.boxes import extents
 from psnet.data.photographs import label_row, read_pixels
+from psnet.data.rephotograph import LEAST_SIDE
 from psnet.predictor import Garment, Predictor
 from psnet.regions import Presence
 from psnet.taxonomy import Taxonomy
 
 # A landmark the network would bet on counts as visible, any other as estimated.
 VISIBLE = 0.5
-# A box thinner than this (px) holds no garment.
-LEAST_SIDE = 8
 
 
 def is_confident(garment: Garment, min_score: float, min_presence: float) -> bool:

@@ -55,23 +55,18 @@ def sight_of(view):
 
 def test_a_garment_photographed_again_is_laid_where_it_belongs(garments):
     assert len(garments) >= 4
-    laid = 0
-    for seed, garment in enumerate(garments):
+    for seed, garment in enumerate(garments, 100):
         subject = subject_of(garment)
         view = photographed(subject, seed)
         one, other = find_keypoints(subject.pixels, subject.box), find_keypoints(view.pixels, view.box)
-        found, again = register(one, other), register(one, other)
-        if found is None:
-            assert again is None
-            continue
-        laid += found.points >= 12
+        found = register(one, other)
+        assert found is not None and found.points >= 12, seed
         points = subject.landmarks[subject.landmarks[:, 2] > 0, :2]
         off = np.linalg.norm(found.warp.place(points) - view.warp.place(points), axis=1)
         assert np.median(off) < 0.02 * np.ptp(view.box.reshape(2, 2), axis=0).max(), seed
+        again = register(one, other)
         assert np.array_equal(again.warp.matrix, found.warp.matrix)
         assert np.array_equal(again.warp.shifts, found.warp.shifts)
-    # Of one with few points a blurred photograph may keep too few.
-    assert laid >= len(garments) - 1
 
 
 def test_bends_of_the_cloth_are_found_besides_the_homography(garments):
