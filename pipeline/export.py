@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError, UserError
 from pipeline.report import inline_pictures, page_options, picture_sources, read_evidence, render_page
 from pipeline.rundir import RunDirectory, write_atomically
+from pipeline.schema import for_people
 from pipeline.settings import Settings
 from psnet.config import ConfigError, load_config
 from psnet.verdict import RELATIONS
@@ -130,15 +131,16 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, list):
-        value = "|".join(value)
+        value = "|".join(f"{one:.9g}" if isinstance(one, float) else one for one in value)
     return guard_formula(value) if isinstance(value, str) else value
 
 
 def _csv(source: _Source) -> tuple[bytes, int]:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow(source.suspects.column_names)
-    for row in source.suspects.to_pylist():
+    suspects = source.suspects.select(for_people(source.suspects))
+    writer.writerow(suspects.column_names)
+    for row in suspects.to_pylist():
         writer.writerow(["" if value is None else _cell(value) for value in row.values()])
     # The mark at the start is what makes Excel read UTF-8.
     return buffer.getvalue().encode("utf-8-sig"), source.suspects.num_rows
@@ -178,8 +180,8 @@ def _xlsx(source: _Source) -> tuple[bytes, int]:
             made.font = Font(bold=True)
         return made
 
-    names = source.suspects.column_names
-    rows = source.suspects.slice(0, XLSX_ROWS)
+    names = for_people(source.suspects)
+    rows = source.suspects.select(names).slice(0, XLSX_ROWS)
     sheet.freeze_panes = "A2"
     sheet.auto_filter.ref = f"A1:{openpyxl.utils.get_column_letter(len(names))}{rows.num_rows + 1}"
     for column, name in enumerate(names, 1):

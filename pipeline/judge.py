@@ -12,7 +12,7 @@ import csv
 import datetime
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from pipeline.schema import (
     STATE_COLUMNS,
     SUSPECT_SCHEMA,
     VERIFIED_SCHEMA,
+    for_people,
     pack_homography,
 )
 from pipeline.settings import JudgeSettings, Settings
@@ -49,7 +50,7 @@ from psnet.verdict import CHANGED, RELATIONS, STATES, Calibration, explain, judg
 CSV_FIRST = ("rank", "original_item_id", "suspect_item_id", "score", "relation", "modified_regions")
 """The columns that suspects.csv begins with, whatever follows."""
 
-_SEEN = ("registered_points", *CHANGED_COLUMNS, "homography")
+_SEEN = ("registered_points", *CHANGED_COLUMNS, "homography", "laid")
 WEIGHED_SCHEMA: pa.Schema = pa.schema([*PAIR_SCHEMA, *(VERIFIED_SCHEMA.field(name) for name in _SEEN)])
 """Pairs worth reporting: what counts of the features and of the photographs, from the query's side."""
 
@@ -157,7 +158,8 @@ def weighed(
     columns |= {
         "registered_points": said["registered_points"],
         **{name: pa.array(changed[:, r], from_pandas=True) for r, name in enumerate(CHANGED_COLUMNS)},
-        "homography": _turned(said["homography"], swapped),
+        "homography": _turned(said["homography"], swapped, _inverse),
+        "laid": _turned(said["laid"], swapped, _from_the_other),
     }
     every = [columns[name] if name in columns else pairs[name] for name in WEIGHED_SCHEMA.names]
     return pa.table(every, schema=WEIGHED_SCHEMA).filter(np.isin(relation, relations))
@@ -187,17 +189,27 @@ def _verified_rows(
     return np.where(place >= 0, np.append(rows, -1)[place], -1), backward >= 0
 
 
-def _turned(homographies: pa.ChunkedArray, swapped: np.ndarray) -> pa.Array:
+_Turn = Callable[[list[float] | None], list[float] | None]
+
+
+def _turned(column: pa.ChunkedArray, swapped: np.ndarray, turn: _Turn) -> pa.Array:
     """From the query to the match, where they are ``swapped``."""
-    values = homographies.to_pylist()
-    turned = [_inverse(value) if turn else value for value, turn in zip(values, swapped, strict=True)]
-    return pa.array(turned, homographies.type)
+    values = column.to_pylist()
+    turned = [turn(value) if other else value for value, other in zip(values, swapped, strict=True)]
+    return pa.array(turned, column.type)
 
 
 def _inverse(homography: list[float] | None) -> list[float] | None:
     if homography is None:
         return None
     return pack_homography(np.linalg.inv(np.array(homography).reshape(3, 3)))
+
+
+def _from_the_other(laid: list[float] | None) -> list[float] | None:
+    if laid is None:
+        return None
+    turned: list[float] = np.reshape(laid, (-1, 4))[:, [2, 3, 0, 1]].ravel().tolist()
+    return turned
 
 
 def _pair_keys(*columns: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -349,6 +361,7 @@ def _row(
         **dict(zip(STATE_COLUMNS, states, strict=True)),
         "registered_points": pair["registered_points"],
         "homography": _inverse(pair["homography"]) if suspect.reverse else pair["homography"],
+        "laid": _from_the_other(pair["laid"]) if suspect.reverse else pair["laid"],
         **{column: pair[CHANGED_COLUMNS[r]] for column, r in zip(CHANGED_COLUMNS, order, strict=True)},
         "explanation": explain(
             codes,
@@ -398,7 +411,7 @@ def _known_garments(run: RunDirectory, pictures: Iterable[str]) -> dict[tuple[st
 
 def to_csv(suspects: pa.Table) -> str:
     """suspects.csv: the contract's columns first, lists joined by "|", numbers with six digits."""
-    names = [*CSV_FIRST, *(name for name in suspects.column_names if name not in CSV_FIRST)]
+    names = [*CSV_FIRST, *(name for name in for_people(suspects) if name not in CSV_FIRST)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -409,7 +422,7 @@ def to_csv(suspects: pa.Table) -> str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return "|".join(_cell(one) for one in value)
+        return "|".join(f"{one:.9g}" if isinstance(one, float) else one for one in value)
     if isinstance(value, float):
         return f"{value:.6f}"
     return "" if value is None else value

@@ -47,6 +47,7 @@ from pipeline.settings import Settings
 from psnet.config import digest
 from psnet.image import MAX_PIXELS, ImageError, decode_image
 from psnet.regions import GROUPS, MIRROR, REGIONS, Presence
+from psnet.warp import NODES
 
 JPEG_QUALITY = 82
 
@@ -356,7 +357,7 @@ class _Cards:
             "distinct": None if all(value is None for value in distinct) else distinct,
             "explanation": suspect["explanation"],
             "points": suspect.get("registered_points"),
-            "laid": suspect.get("homography"),
+            "laid": _drawn(suspect.get("laid")),
             "changed": [_rounded(suspect.get(column)) for column in CHANGED_COLUMNS],
             "agree": suspect.get("agreeing_attributes"),
             "differ": suspect.get("differing_attributes"),
@@ -451,6 +452,16 @@ def web_link(url: str) -> str:
 def _rounded(value: float | None) -> float | None:
     # Five digits: more than a float32 of a cosine holds for certain, half the bytes of its full form.
     return None if value is None or not math.isfinite(value) else round(float(value), 5)
+
+
+def _drawn(laid: Sequence[float] | None) -> list[list[list[float]]] | None:
+    """Every other node of SUSPECT_SCHEMA's ``laid``, to a tenth of a pixel: bends are smooth."""
+    if laid is None:
+        return None
+    nodes: list[list[list[float]]] = (
+        np.reshape(laid, (NODES, NODES, 4))[::2, ::2].astype(float).round(1).tolist()
+    )
+    return nodes
 
 
 def _presets(region_weights: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from psnet.regions import NUM_REGIONS, REGIONS
+from psnet.warp import NODES
 
 FEATURE_DIM = 256
 """d, the length of one region's feature in the shipped models."""
@@ -279,9 +280,22 @@ def _homography(direction: str) -> pa.Field:
     return _field(
         "homography",
         pa.list_(pa.float64(), 9),
-        f"how one photograph is laid upon the other: {direction}, of the upright originals, row-major",
+        f"how one photograph is laid upon the other, but for the bends of the cloth: {direction}, of the "
+        "upright originals, row-major",
         unit="px",
         shape="(3, 3)",
+        nullable=True,
+    )
+
+
+def _laid(one: str, other: str) -> pa.Field:
+    return _field(
+        "laid",
+        pa.list_(pa.float32(), 4 * NODES * NODES),
+        f"how one photograph is laid upon the other: a grid of points about the garment, each as x, y in "
+        f"{one} and x, y in {other}, of the upright originals",
+        unit="px",
+        shape=f"({NODES}, {NODES}, 4)",
         nullable=True,
     )
 
@@ -299,6 +313,7 @@ VERIFIED_SCHEMA: pa.Schema = pa.schema(
         _POINTS,
         *_CHANGED,
         _homography("from the first photograph's pixels to the other's"),
+        _laid("the first photograph", "the other one"),
     ]
 )
 """One row per pair of garments that was looked at again (RUN/verified.parquet), sorted by its key. Regions
@@ -376,9 +391,15 @@ SUSPECT_SCHEMA: pa.Schema = pa.schema(
         _POINTS,
         *_CHANGED,
         _homography("from the original's pixels to the suspect's"),
+        _laid("the original's photograph", "the suspect's"),
     ]
 )
 """One row per reported pair (RUN/suspects.parquet), sorted by rank."""
+
+
+def for_people(suspects: pa.Table) -> list[str]:
+    """The columns of ``suspects`` that a spreadsheet shows: hundreds of coordinates tell nobody anything."""
+    return [name for name in suspects.column_names if name != "laid"]
 
 
 def pack_features(features: np.ndarray) -> pa.FixedSizeBinaryArray:

@@ -74,6 +74,7 @@ def verify(run: RunDirectory, settings: Settings) -> None:
         UserError: the match is not done, the weights cannot be used.
         RunError: the disk is full, or workers keep dying. Finished parts stay.
     """
+    from psnet.verification import METHOD
     from psnet.weights import WeightsError, comparison_digest
 
     calibration = load_calibration(settings)
@@ -86,7 +87,7 @@ def verify(run: RunDirectory, settings: Settings) -> None:
         run.require("crawl"),
         run.require("match"),
         digest(settings.verify, results_only=True),
-        network if wanted else "",
+        f"{network}-{METHOD}" if wanted else "",
         str(settings.extract.decode_side),
         *(str(threshold) for threshold in (calibration.suspect_threshold, calibration.normalised_threshold)),
     )
@@ -97,7 +98,7 @@ def verify(run: RunDirectory, settings: Settings) -> None:
             found = VERIFIED_SCHEMA.empty_table()
             if wanted:
                 pairs = likely_pairs(run, settings, calibration)
-                found = _verified(run, settings, pairs, f"{network}-{settings.extract.decode_side}")
+                found = _verified(run, settings, pairs, f"{network}-{METHOD}-{settings.extract.decode_side}")
             write_shard(run.verified_path, found, {})
         except OSError as error:
             reason = error.strerror or error
@@ -293,11 +294,18 @@ def _verify_part(job: _Job, part: pa.Table, places: Mapping[Key, Place], target:
                 row["status"] = "not_registered"
                 found = verifier.verify(first, second, mirrored)
                 if found is not None:
+                    reduced, enlarged = (
+                        places[one].scale(first.pixels),
+                        1 / places[other].scale(second.pixels),
+                    )
+                    matrix = np.diag([*enlarged, 1]) @ found.matrix @ np.diag([*reduced, 1])
+                    laid = found.laid * np.concatenate([1 / reduced, enlarged])
                     row.update(
                         status="registered",
                         mirrored=found.mirrored,
                         registered_points=found.points,
-                        homography=_between(places[one], first, found.matrix, second, places[other]),
+                        homography=pack_homography(matrix),
+                        laid=laid.ravel().tolist(),
                         **{
                             column: None if np.isnan(value) else float(value)
                             for column, value in zip(CHANGED_COLUMNS, found.changed, strict=True)
@@ -305,12 +313,6 @@ def _verify_part(job: _Job, part: pa.Table, places: Mapping[Key, Place], target:
                     )
             rows.append(row)
     write_shard(target, pa.Table.from_pylist(rows, schema=VERIFIED_SCHEMA), {})
-
-
-def _between(one: Place, first: Sight, matrix: np.ndarray, second: Sight, other: Place) -> list[float]:
-    """``matrix`` from pixels of the first original to the other one's."""
-    reduced, enlarged = one.scale(first.pixels), 1 / other.scale(second.pixels)
-    return pack_homography(np.diag([*enlarged, 1]) @ matrix @ np.diag([*reduced, 1]))
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,9 +18,14 @@ from PIL import Image
 
 from psnet.boxes import mirror_boxes
 from psnet.comparison import RegionComparison, boxes_to_look_at, cut_both, log_odds
+from psnet.homography import project
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.registration import Keypoints, Registration, find_keypoints, register
+from psnet.warp import nodes
 from psnet.weights import load_comparison
+
+METHOD = 2
+"""Counts up when the same weights and photographs get another answer."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Verification:
 
     ``points``: local features that agree. ``mirrored``: one of them has to be flipped. ``matrix`` (3, 3)
     float64: from the first one's pixels to the second's, the flip included, but for the bends of the cloth.
+    ``laid`` (NODES, NODES, 4) float64, bends included: points on a grid about the garment, x and y in the
+    first picture, then in the second.
     ``changed`` (5,) float32: log-odds that the region was changed, in the first photograph's names; NaN where
     neither shows it or it lies outside of one.
     """
@@ -63,6 +70,7 @@ class Verification:
     points: int
     mirrored: bool
     matrix: np.ndarray
+    laid: np.ndarray
     changed: np.ndarray
 
 
@@ -116,4 +124,6 @@ class Verifier:
         looks = np.where(seen.any(0), seen.sum(0), np.nan)
         changed = (np.where(seen, said, 0).sum(0) / looks).astype(np.float32)
         flip = np.array([[-1, 0, other.pixels.shape[1]], [0, 1, 0], [0, 0, 1]]) if mirrored else np.eye(3)
-        return Verification(found.points, mirrored, flip @ found.warp.matrix, changed)
+        at = nodes(found.warp.box)
+        laid = np.concatenate([at, project(flip, found.warp.place(at))], -1)
+        return Verification(found.points, mirrored, flip @ found.warp.matrix, laid, changed)

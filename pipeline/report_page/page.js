@@ -583,28 +583,65 @@
     return svg("svg", { class: side === 1 && pair.mirrored ? "flip" : "", viewBox: `${x} ${y} ${half * 2} ${half * 2}`, role: "img", "aria-label": `${LABEL[REGIONS[r]]}, ${side === 0 ? "original" : "suspect"}` },
       svg("image", { href: picture.src, x: 0, y: 0, width: picture.w, height: picture.h, preserveAspectRatio: "none" }));
   }
+  // A picture drawn as cloth was bent: a grid of [x, y there, x, y here], each half of a cell by its affine map.
+  function drawBent(pen, image, picture, grid, scale) {
+    const half = (corners) => {
+      const [[x0, y0, u0, v0], [x1, y1, u1, v1], [x2, y2, u2, v2]] = corners;
+      const area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0);
+      if (!area) return;
+      const map = (p0, p1, p2) => {
+        const across = ((p1 - p0) * (y2 - y0) - (p2 - p0) * (y1 - y0)) / area;
+        const down = ((p2 - p0) * (x1 - x0) - (p1 - p0) * (x2 - x0)) / area;
+        return [across, down, p0 - across * x0 - down * y0].map((value) => value * scale);
+      };
+      const [a, c, e] = map(u0, u1, u2), [b, d, f] = map(v0, v1, v2);
+      pen.save();
+      pen.beginPath();
+      // Half a pixel further out: between two halves there shall be no seam.
+      const [mu, mv] = [(u0 + u1 + u2) / 3, (v0 + v1 + v2) / 3];
+      for (const [, , u, v] of corners) {
+        const out = 1 + 1 / (scale * Math.hypot(u - mu, v - mv) + 1e-9);
+        pen.lineTo((mu + (u - mu) * out) * scale, (mv + (v - mv) * out) * scale);
+      }
+      pen.clip();
+      pen.transform(a, b, c, d, e, f);
+      pen.drawImage(image, 0, 0, picture.w, picture.h);
+      pen.restore();
+    };
+    for (let j = 0; j + 1 < grid.length; j++) {
+      for (let i = 0; i + 1 < grid[j].length; i++) {
+        half([grid[j][i], grid[j][i + 1], grid[j + 1][i]]);
+        half([grid[j][i + 1], grid[j + 1][i + 1], grid[j + 1][i]]);
+      }
+    }
+  }
   // The original laid upon the suspect's photograph as the scan found it; a slider fades from one to the other.
   function superposition(pair) {
     const pictures = pair.garments.map((garment) => garment && data.pictures[garment.picture]);
     if (!pair.laid || pictures.some((picture) => !picture || !picture.src)) return null;
-    const [below, above] = [pictures[1], pictures[0]].map((picture) => {
-      const image = el("img", { src: picture.src, alt: "", decoding: "async" });
-      image.style.width = picture.w + "px";
-      image.style.height = picture.h + "px";
-      return image;
-    });
-    const [a, b, c, d, e, f, g, h, i] = pair.laid;
-    above.style.transform = `matrix3d(${[a, d, 0, g, b, e, 0, h, 0, 0, 1, 0, c, f, 0, i].join(",")})`;
+    const source = el("img", { src: pictures[0].src, alt: "" });
+    const below = el("img", { src: pictures[1].src, alt: "", decoding: "async" });
+    const above = el("canvas");
     const fade = (share) => { above.style.opacity = share / 100; };
     fade(50);
-    const stage = el("div", { class: "stage" }, below, above);
-    const frame = el("div", { class: "photo laid" }, stage);
-    new ResizeObserver(() => {
-      const { w, h: high } = pictures[1];
-      const scale = Math.min(frame.clientWidth / w, frame.clientHeight / high);
-      const left = (frame.clientWidth - scale * w) / 2, top = (frame.clientHeight - scale * high) / 2;
-      stage.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
-    }).observe(frame);
+    const frame = el("div", { class: "photo laid" }, below, above);
+    const draw = () => {
+      const { w, h } = pictures[1];
+      const scale = Math.min(frame.clientWidth / w, frame.clientHeight / h);
+      if (!(scale > 0)) return;
+      for (const layer of [below, above]) {
+        layer.style.width = scale * w + "px";
+        layer.style.height = scale * h + "px";
+        layer.style.left = (frame.clientWidth - scale * w) / 2 + "px";
+        layer.style.top = (frame.clientHeight - scale * h) / 2 + "px";
+      }
+      const dense = scale * Math.min(window.devicePixelRatio || 1, 2);
+      above.width = Math.round(dense * w);
+      above.height = Math.round(dense * h);
+      if (source.complete && source.naturalWidth) drawBent(above.getContext("2d"), source, pictures[0], pair.laid, dense);
+    };
+    source.addEventListener("load", draw);
+    new ResizeObserver(draw).observe(frame);
     return el("figure", null, frame,
       el("figcaption", { class: "sidehead" }, el("b", null, "Laid upon each other"),
         el("label", { class: "fade" }, "suspect", el("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Fade from the suspect to the original", oninput: (event) => fade(event.target.value) }), "original")));

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import openpyxl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,8 +14,11 @@ from pipeline import export as module
 from pipeline.errors import UserError
 from pipeline.export import FORMATS, export, guard_formula
 from pipeline.rundir import RunDirectory
-from pipeline.schema import SUSPECT_SCHEMA
+from pipeline.schema import SUSPECT_SCHEMA, for_people
+from psnet.warp import NODES
 from tests.pipeline.judged_run import COSINES, make_run
+
+FOR_PEOPLE = for_people(SUSPECT_SCHEMA.empty_table())
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +30,31 @@ def test_csv_holds_every_column_and_reads_back(run: RunDirectory, tmp_path: Path
     written = export(run, "csv", tmp_path / "new" / "suspects.csv")
     assert (written.suspects, written.left_out) == (len(COSINES), 0)
     rows = list(csv.DictReader(written.path.open(encoding="utf-8-sig", newline="")))
-    assert list(rows[0]) == SUSPECT_SCHEMA.names
+    assert list(rows[0]) == FOR_PEOPLE
     assert rows[0]["original_item_id"] == "000"
     assert rows[2]["modified_regions"] == "collar|waist"
     assert rows[1]["cos_left_sleeve"] == ""
     assert float(rows[0]["score"]) == pytest.approx(0.94)
+
+
+@pytest.mark.parametrize("format", ["csv", "xlsx", "json", "parquet"])
+def test_a_pair_that_was_laid_upon_each_other_is_exported(tmp_path: Path, format: str) -> None:
+    run = make_run(tmp_path / "run")
+    suspects = pq.read_table(run.suspects_path).to_pylist()
+    matrix = [1.0, 0.25, 9.0, 0.0, 1.0, -6.0, 1.25e-7, 0.0, 1.0]
+    suspects[0] |= {"registered_points": 31, "homography": matrix, "laid": [1.5] * (4 * NODES * NODES)}
+    pq.write_table(pa.Table.from_pylist(suspects, schema=SUSPECT_SCHEMA), run.suspects_path)
+    path = export(run, format, tmp_path / f"s.{format}").path
+    if format == "csv":
+        row = next(csv.DictReader(path.open(encoding="utf-8-sig", newline="")))
+        assert [float(number) for number in row["homography"].split("|")] == matrix
+    if format == "xlsx":
+        sheet = openpyxl.load_workbook(path)["suspects"]
+        assert [
+            float(n) for n in sheet.cell(2, 1 + FOR_PEOPLE.index("homography")).value.split("|")
+        ] == matrix
+    if format == "json":
+        assert len(json.loads(path.read_text())["suspects"][0]["laid"]) == 4 * NODES * NODES
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
@@ -48,7 +72,7 @@ def test_xlsx_keeps_identifiers_as_text(run: RunDirectory, tmp_path: Path) -> No
     book = openpyxl.load_workbook(path)
     sheet = book["suspects"]
     head = {cell.value: cell.column for cell in sheet[1]}
-    assert list(head) == SUSPECT_SCHEMA.names
+    assert list(head) == FOR_PEOPLE
     identifier = sheet.cell(2, head["original_item_id"])
     assert (identifier.value, identifier.data_type, identifier.number_format) == ("000", "s", "@")
     assert sheet.cell(2, head["score"]).data_type == "n"

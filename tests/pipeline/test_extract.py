@@ -85,6 +85,7 @@ class Stand:
                 score=0.9 - 0.1 * index,
                 category="vest",
                 group="tops",
+                category_scores=np.full(10, 0.1, np.float32),
                 landmarks=np.array([[width / 2, height / 4, 0.8]], np.float32),
                 region_boxes=np.tile(np.array([0, 0, width, height], np.float32), (5, 1)),
                 presence=np.full(5, 2, np.uint8),

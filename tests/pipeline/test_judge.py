@@ -26,6 +26,7 @@ from pipeline.schema import CHANGED_COLUMNS, PAIR_SCHEMA, SUSPECT_SCHEMA, VERIFI
 from pipeline.settings import load_settings
 from pipeline.verify import verify
 from psnet.verdict import Calibration
+from psnet.warp import NODES
 from tests.pipeline.synthetic_garments import catalogue, item_table, plain_items, write_run
 
 
@@ -154,6 +155,7 @@ def seen(one: str, other: str, **values: object) -> dict[str, object]:
         "registered_points": 12,
         **dict.fromkeys(CHANGED_COLUMNS, -3.0),
         "homography": [2.0, 0, 4, 0, 1, 0, 0, 0, 1],
+        "laid": [1.0, 2.0, 6.0, 2.0] * NODES**2,
     }
     return {**row, **values}
 
@@ -179,6 +181,7 @@ def test_photographs_that_lie_upon_each_other_count_more_than_cosines():
     assert row["relation"] == "plagiarised" and row["registered_points"] == 12
     assert [row[f"state_{r}"] for r in ("collar", "left_sleeve", "chest")] == ["kept", "kept", "changed"]
     assert row["score"] == pytest.approx(0.6) and row["homography"][:3] == [2, 0, 4]
+    assert row["laid"][:4] == [1, 2, 6, 2]
     # Alike by its features, but three parts were edited.
     edited = seen("late", "soon", changed_chest=2.5, changed_waist=1.0, changed_collar=0.5)
     assert weigh([pair("late", "soon")], [edited]) == []
@@ -224,6 +227,7 @@ def test_what_was_seen_is_told_from_the_originals_side(mirrored):
         assert row[f"changed_{expected}"] == pytest.approx(3.0)
         # The copy's x is twice the original's and four more.
         assert row["homography"][:3] == pytest.approx([0.5, 0, -2])
+        assert row["laid"][:4] == [6, 2, 1, 2]
         assert "lies upon the other (12 points agree)" in row["explanation"]
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import html.parser
+import io
 import json
 import math
 import shutil
@@ -38,6 +40,7 @@ from pipeline.rundir import RunDirectory
 from pipeline.schema import SUSPECT_SCHEMA
 from pipeline.settings import Settings, load_settings
 from psnet.regions import GROUPS, REGIONS
+from psnet.warp import NODES
 from tests.pipeline.judged_run import COSINES, HOSTILE, KEPT_THRESHOLDS, make_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -326,6 +329,14 @@ class Browser:
         self.call("Page.navigate", url=path.as_uri() + (f"#{fragment}" if fragment else ""))
         self._wait(lambda: self.run("document.documentElement?.dataset.ready") == "yes")
 
+    def photograph(self, selector: str) -> np.ndarray:
+        """(H, W, 3) uint8: what the screen shows where an element is."""
+        corners = "(r => [r.x, r.y, r.width, r.height])"
+        where = self.run(f"{corners}(document.querySelector('{selector}').getBoundingClientRect())")
+        clip = dict(zip(("x", "y", "width", "height"), where, strict=True)) | {"scale": 1}
+        data = base64.b64decode(self.call("Page.captureScreenshot", clip=clip)["data"])
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
     def resize(self, width: int) -> None:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
@@ -415,12 +426,24 @@ def test_an_undecidable_pair_never_leads(browser: Browser, tmp_path: Path, tiny_
     ]
 
 
+def fade_to(share: int) -> str:
+    """The script that moves the slider from the suspect (0) to the original (100)."""
+    return (
+        f"(() => {{ const f = document.querySelector('.fade input'); f.value = {share};"
+        " f.dispatchEvent(new Event('input')); })()"
+    )
+
+
 @pytest.mark.slow
 def test_photographs_that_lie_upon_each_other_are_shown_so(browser: Browser, tmp_path: Path) -> None:
-    """The original's photograph is moved by (9, -6) px, and the chest was surely changed."""
+    """The original's photograph is moved by (9, -6) px on its left side and by half of that on its right one,
+    and the chest was surely changed."""
     run = make_run(tmp_path / "laid")
     rows = pq.read_table(run.suspects_path).to_pylist()
-    rows[0] |= {"registered_points": 31, "homography": [1.0, 0, 9, 0, 1, -6, 0, 0, 1]}
+    across, down = np.meshgrid(np.linspace(10, 50, NODES), np.linspace(10, 70, NODES))
+    less = 1 - (across - 10) / 80
+    laid = np.stack([across, down, across + 9 * less, down - 6 * less], -1)
+    rows[0] |= {"registered_points": 31, "laid": laid.ravel().tolist()}
     rows[0] |= {f"changed_{region}": 6.0 if region == "chest" else -6.0 for region in REGIONS}
     pq.write_table(pa.Table.from_pylist(rows, schema=SUSPECT_SCHEMA), run.suspects_path)
     report(run, load_settings(None))
@@ -435,20 +458,22 @@ def test_photographs_that_lie_upon_each_other_are_shown_so(browser: Browser, tmp
         ".find(b => b.textContent === 'Compare').click()"
     )
     time.sleep(0.3)
-    offset = browser.run(
-        "(() => { const [below, above] = [...document.querySelectorAll('.laid img')]"
-        ".map(i => i.getBoundingClientRect());"
-        " const stage = document.querySelector('.laid .stage');"
-        " const scale = new DOMMatrix(getComputedStyle(stage).transform).a;"
-        " return [(above.x - below.x) / scale, (above.y - below.y) / scale]; })()"
-    )
-    assert offset == pytest.approx([9, -6], abs=0.5)
+    browser.run(fade_to(100))
+    shown = browser.photograph(".laid canvas")
+    scale = shown.shape[1] / 90
+    red = shown[..., 0].astype(int) - shown[..., 1] > 80
+
+    def ends(line: np.ndarray) -> float:
+        """Where red ends, px of the photograph."""
+        return float(np.flatnonzero(line).max() + 1) / scale
+
+    # The red quarter of the original ends at (45, 60) px; there it is moved by nine sixteenths.
+    assert ends(red[round(40 * scale)]) == pytest.approx(45 + 9 * 9 / 16, abs=1.5)
+    assert ends(red[:, round((20 + 9 * 7 / 8) * scale)]) == pytest.approx(60 - 6 * 7 / 8, abs=1.5)
+    assert ends(red[:, round((44 + 9 * 0.575) * scale)]) == pytest.approx(60 - 6 * 0.575, abs=1.5)
     assert "unchanged with 0.00" in browser.run("document.querySelectorAll('.crop')[3].textContent")
-    browser.run(
-        "(() => { const f = document.querySelector('.fade input'); f.value = 0;"
-        " f.dispatchEvent(new Event('input')); })()"
-    )
-    assert browser.run("getComputedStyle(document.querySelectorAll('.laid img')[1]).opacity") == "0"
+    browser.run(fade_to(0))
+    assert browser.run("getComputedStyle(document.querySelector('.laid canvas')).opacity") == "0"
     assert browser.complaints() == []
 
 

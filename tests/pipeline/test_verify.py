@@ -156,13 +156,19 @@ def test_copies_are_laid_upon_their_originals_and_other_garments_are_not(shop, s
             for r, column in enumerate(CHANGED_COLUMNS)
         )
         # From the picture that sorts first to the other; the copy's matrix says where a landmark belongs.
-        matrix = np.reshape(row["homography"], (3, 3))
+        matrix, laid = np.reshape(row["homography"], (3, 3)), np.reshape(row["laid"], (-1, 4))
         if row["image_sha256"] == names[other]:
-            matrix = np.linalg.inv(matrix)
+            matrix, laid = np.linalg.inv(matrix), laid[:, [2, 3, 0, 1]]
         points = shop.views[one].landmarks
         points = points[points[:, 2] > 0, :2]
         off = np.linalg.norm(project(matrix, points) - shop.views[other].warp.place(points), axis=1)
-        assert np.median(off) < 0.02 * np.ptp(shop.views[other].box.reshape(2, 2), axis=0).max()
+        extent = np.ptp(shop.views[other].box.reshape(2, 2), axis=0).max()
+        assert np.median(off) < 0.02 * extent
+        # Of the grid, what lies on the garment lands where the copy has it.
+        low, high = shop.views[one].box.reshape(2, 2)
+        laid = laid[((laid[:, :2] > low) & (laid[:, :2] < high)).all(1)]
+        off = np.linalg.norm(laid[:, 2:] - shop.views[other].warp.place(laid[:, :2]), axis=1)
+        assert len(laid) >= 20 and np.median(off) < 0.02 * extent
 
 
 def test_registered_pairs_are_suspects_and_say_why(shop, settings, tmp_path):
