@@ -34,14 +34,16 @@ class Garment:
     ``box`` (4,) xyxy; ``landmarks`` (K, 3) x, y, probability of being visible; ``region_boxes`` (5, 4);
     ``presence`` (5,) uint8 codes of `psnet.regions.Presence`, ``presence_score`` (5,) its probability;
     ``features`` (5, d) float32, unit norm where present, zero elsewhere; ``mirrored_features`` (5, d) those
-    of the picture flipped left to right, in the flipped picture's own region order. ``attributes``
-    (attributes, d) float32, unit norm, where `psnet.asen_predictor` has looked at the garment.
+    of the picture flipped left to right, in the flipped picture's own region order. ``category_scores`` (C,):
+    the chance of each of `psnet.taxonomy.TORSO_CATEGORIES`. ``attributes`` (attributes, d) float32, unit
+    norm, where `psnet.asen_predictor` has looked at the garment.
     """
 
     box: np.ndarray
     score: float
     category: str
     group: str
+    category_scores: np.ndarray
     landmarks: np.ndarray
     region_boxes: np.ndarray
     presence: np.ndarray
@@ -426,6 +428,7 @@ class Predictor:
                 score=one.score,
                 category=category,
                 group=Taxonomy.load(self.model.config.taxonomy).category(category).group or "",
+                category_scores=one.reading.kinds.astype(np.float32),
                 landmarks=np.concatenate(
                     [one.to_picture(one.reading.points), one.reading.visibility[:, None]], -1
                 ).astype(np.float32),

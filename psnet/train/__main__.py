@@ -51,7 +51,7 @@ from psnet.train.landmarks import (
     landmark_loss,
 )
 from psnet.train.loop import LoopSettings, fit
-from psnet.train.pseudo import write_pseudo_labels
+from psnet.train.pseudo import category_evidence, write_pseudo_labels
 from psnet.train.region_weights import (
     fit_average_precision,
     fit_manipulation,
@@ -148,17 +148,22 @@ def stranger_images(settings: TrainSettings) -> list[tuple[Path, str]]:
     return [pictures[i] for i in sorted(chosen)]
 
 
-def unlabelled_images(settings: TrainSettings) -> list[tuple[Path, str | None]]:
+def unlabelled_images(settings: TrainSettings) -> list[tuple[Path, np.ndarray | None]]:
     """Pictures of the catalogue ``settings.unlabelled`` that may show a torso garment and that no label file
-    knows, test pictures included, with the group that their category means, if any; every fourth is left out,
-    so that the calibration meets strangers too."""
+    knows, test pictures included, with what the catalogue's name of their category says of ours, as its
+    labelled training garments have it; every fourth is left out, so that the calibration meets strangers
+    too."""
     if settings.unlabelled is None:
         return []
-    known = _splits(settings)
+    known, names = _splits(settings), {p.name: name for p, name, _ in _catalogue(settings.unlabelled)}
+    labelled = [g for path in settings.labels for g in read_any_labels(Path(path), [settings.split])]
+    evidence = category_evidence(
+        (names[g.image_path.name], g.category) for g in labelled if g.image_path.name in names
+    )
     pictures = [
-        (p, settings.unlabelled_groups.get(category))
-        for p, category, _ in _catalogue(settings.unlabelled)
-        if category not in settings.empty_categories and p.name not in known
+        (p, evidence.get(name))
+        for p, name, _ in _catalogue(settings.unlabelled)
+        if name not in settings.empty_categories and p.name not in known
     ]
     return [p for i, p in enumerate(pictures) if i % 4]
 
@@ -273,18 +278,26 @@ def train_self(settings: TrainSettings) -> None:
     """Label the unlabelled photographs with what has been trained so far, and go on with the landmark branch
     on labels of both kinds (noisy student, Xie et al., CVPR 2020), and on what the detector mistakes for
     garments."""
-    path = _pseudo_labels(settings)
     predictor = _proposer(settings)
-    if not path.exists():
-        images = unlabelled_images(settings)
-        count = write_pseudo_labels(predictor, images, path, settings.pseudo_score, settings.pseudo_presence)
-        print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
-    garments = load_garments(settings, pseudo_labels=True)
+    garments = _with_pseudo_labels(settings, predictor)
     model = build_landmark_branch(settings.model)
     load_part(model, Path(settings.out) / LANDMARKS_FILE)
     # Another seed: the samples of the part landmarks have been seen.
     seed = settings.seed + 1
     _fit_landmarks(settings, model, "self-training", settings.self_training, garments, seed, predictor)
+
+
+def _with_pseudo_labels(
+    settings: TrainSettings, predictor: Predictor
+) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
+    """``load_garments`` with the unlabelled photographs, labelled now where they have not been."""
+    path, images = _pseudo_labels(settings), unlabelled_images(settings)
+    if images and not path.exists():
+        count = write_pseudo_labels(
+            predictor, images, path, settings.pseudo_score, settings.pseudo_presence, settings.pseudo_group
+        )
+        print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
+    return load_garments(settings, pseudo_labels=True)
 
 
 def _proposer(settings: TrainSettings) -> Predictor:
@@ -301,10 +314,10 @@ def train_edited(settings: TrainSettings) -> None:
     """Go on with the detector and the landmark branch on garments of which many are edited: what a copyist
     changes must hide neither the garment nor its regions."""
     out, seed = Path(settings.out), settings.seed + 2
-    garments = load_garments(settings, pseudo_labels=True)
+    schedule, proposer = settings.edited_landmarks, _proposer(settings)
+    garments = _with_pseudo_labels(settings, proposer)
     branch = build_landmark_branch(settings.model)
     load_part(branch, out / LANDMARKS_FILE)
-    schedule, proposer = settings.edited_landmarks, _proposer(settings)
     _fit_landmarks(settings, branch, "edited-landmarks", schedule, garments, seed, proposer, settings.edited)
     detector = build_detector(settings.model.detector)
     load_part(detector, out / "detector.safetensors")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from psnet.data.photographs import label_row, read_pixels
 from psnet.data.rephotograph import LEAST_SIDE
 from psnet.predictor import Garment, Predictor
 from psnet.regions import Presence
-from psnet.taxonomy import Taxonomy
+from psnet.similarity import group_rows
+from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 
 # A landmark the network would bet on counts as visible, any other as estimated.
 VISIBLE = 0.5
@@ -55,18 +57,51 @@ def pseudo_row(path: Path, garment: Garment) -> dict[str, object]:
     )
 
 
+def category_evidence(known: Iterable[tuple[str, str]], strength: float = 5.0) -> dict[str, np.ndarray]:
+    """What a catalogue's own names of categories say of ours: (C,) factors by name, P(ours | name) / P(ours).
+
+    Args:
+        known: name and category of every labelled garment of the catalogue. strength: so many garments of
+            the usual mixture are seen under every name beforehand.
+    """
+    counts: dict[str, np.ndarray] = {}
+    for name, category in known:
+        counts.setdefault(name, np.zeros(len(TORSO_CATEGORIES)))[TORSO_CATEGORIES.index(category)] += 1
+    if not counts:
+        return {}
+    usual = sum(counts.values(), np.full(len(TORSO_CATEGORIES), 0.5))
+    usual = usual / usual.sum()
+    return {
+        name: (count + strength * usual) / (count.sum() + strength) / usual for name, count in counts.items()
+    }
+
+
+def settled_category(chances: np.ndarray, evidence: np.ndarray | None, min_group: float) -> str | None:
+    """The category that the network's ``chances`` (C,) and the catalogue's ``evidence`` (C,) agree upon; None
+    where their most likely group has a chance below ``min_group``, or where the catalogue makes a dress of
+    what the network took for none, or the reverse: the region boxes would be another garment's."""
+    both = chances if evidence is None else chances * evidence
+    both = both / both.sum()
+    groups = group_rows([Taxonomy.load("clothing11").category(c).group or "" for c in TORSO_CATEGORIES])
+    if np.bincount(groups, both).max() < min_group:
+        return None
+    category, alone = TORSO_CATEGORIES[int(both.argmax())], TORSO_CATEGORIES[int(chances.argmax())]
+    return category if ("dress" in category) == ("dress" in alone) else None
+
+
 def write_pseudo_labels(
     predictor: Predictor,
-    images: Sequence[tuple[Path, str | None]],
+    images: Sequence[tuple[Path, np.ndarray | None]],
     out: Path,
     min_score: float,
     min_presence: float,
+    min_group: float,
     batch: int = 16,
 ) -> int:
     """Label the surest garment of every picture where the network is sure; returns the number of lines.
 
-    ``images``: pictures, each with the group of its garment where that is known: the network's word must
-    agree with it.
+    ``images``: pictures, each with what its catalogue says of the garment's category
+    (``category_evidence``), None for nothing.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
@@ -75,11 +110,13 @@ def write_pseudo_labels(
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
             pixels = [read_pixels(path) for path, _ in part]
-            for (path, group), garments in zip(part, predictor.predict(pixels), strict=True):
-                if not garments or group not in (None, garments[0].group):
+            for (path, evidence), garments in zip(part, predictor.predict(pixels), strict=True):
+                if not garments or not is_confident(garments[0], min_score, min_presence):
                     continue
-                if is_confident(garments[0], min_score, min_presence):
-                    file.write(json.dumps(pseudo_row(path, garments[0])) + "\n")
+                category = settled_category(garments[0].category_scores, evidence, min_group)
+                if category is not None:
+                    row = pseudo_row(path, replace(garments[0], category=category))
+                    file.write(json.dumps(row) + "\n")
                     count += 1
     os.replace(temporary, out)
     return count

@@ -16,9 +16,9 @@ class TrainSettings:
     no torso garment; ``background``: a catalogue without copies.
 
     ``unlabelled``: a catalogue whose photographs, those of ``empty_categories`` left out, the network labels
-    itself in the part self-training, where it finds a garment with ``pseudo_score`` and tells its regions'
-    presence with ``pseudo_presence``; they are drawn with ``pseudo_weight``. ``unlabelled_groups``: the group
-    that a category of that catalogue means, with which the network must agree.
+    itself in the part self-training, where it finds a garment with ``pseudo_score``, tells its regions'
+    presence with ``pseudo_presence`` and, with what the catalogue's own category says, its group with
+    ``pseudo_group``; they are drawn with ``pseudo_weight``.
 
     Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
     ``out`` holds the part's checkpoint, training goes on from it. In the part edited the detector and the
@@ -32,7 +32,6 @@ class TrainSettings:
     split: str = "train"
     masks: str = "masks"
     unlabelled: str | None = None
-    unlabelled_groups: dict[str, str] = field(default_factory=dict)
     empty: str | None = None
     empty_categories: tuple[str, ...] = ("Pants", "Shorts", "Skirt", "Shoes", "Hat")
     background: str | None = None
@@ -65,6 +64,7 @@ class TrainSettings:
     pseudo_weight: float = 0.5
     pseudo_score: float = 0.9
     pseudo_presence: float = 0.8
+    pseudo_group: float = 0.8
     retrieval: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=1500, batch=48, learning_rate=2e-3)
     )

@@ -659,6 +659,7 @@ def said(box, landmarks=None, regions=None, presence=(2,) * 5, score=0.9, group=
         score=score,
         category="short_sleeve_top",
         group=group,
+        category_scores=np.full(10, 0.1, np.float32),
         landmarks=np.zeros((11, 3), np.float32) if landmarks is None else landmarks,
         region_boxes=np.zeros((5, 4), np.float32) if regions is None else regions,
         presence=np.array(presence, np.uint8),
