@@ -203,4 +203,6 @@ def test_a_catalogues_own_names_say_what_its_garments_are():
     assert settled_category(chances, evidence["Tee"], min_group=0.8) == "short_sleeve_top"
     # A dress by the catalogue, a top by the network: whose regions the network has seen is not known.
     dress = category_evidence([("Frock", "sling_dress")] * 50 + known)["Frock"]
+    chances[TORSO_CATEGORIES.index("sling_dress")] = 0.1
+    assert (chances * dress).argmax() == TORSO_CATEGORIES.index("sling_dress")
     assert settled_category(chances, dress, min_group=0.0) is None
