@@ -426,6 +426,11 @@ def test_an_undecidable_pair_never_leads(browser: Browser, tmp_path: Path, tiny_
     ]
 
 
+COMPARE_FIRST = (
+    "[...document.querySelectorAll('#list > .card button')].find(b => b.textContent === 'Compare').click()"
+)
+
+
 def fade_to(share: int) -> str:
     """The script that moves the slider from the suspect (0) to the original (100)."""
     return (
@@ -453,10 +458,7 @@ def test_photographs_that_lie_upon_each_other_are_shown_so(browser: Browser, tmp
     assert browser.run(f"{values % 2}.map(v => v.textContent)") == ["0.30", "0.88", "0.87", "0.86", "0.20"]
     note = browser.run("document.querySelector('#list > .card .barnote').textContent")
     assert "31 points agree" in note
-    browser.run(
-        "[...document.querySelectorAll('#list > .card button')]"
-        ".find(b => b.textContent === 'Compare').click()"
-    )
+    browser.run(COMPARE_FIRST)
     time.sleep(0.3)
     browser.run(fade_to(100))
     shown = browser.photograph(".laid canvas")
@@ -475,6 +477,28 @@ def test_photographs_that_lie_upon_each_other_are_shown_so(browser: Browser, tmp
     browser.run(fade_to(0))
     assert browser.run("getComputedStyle(document.querySelector('.laid canvas')).opacity") == "0"
     assert browser.complaints() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_crops_are_as_in_the_photograph_and_flipped_where_the_pair_is(
+    browser: Browser, tmp_path: Path, mirrored: bool
+) -> None:
+    """The waist's crop shows where the red quarter ends on its right: in the suspect's it is on the left, when
+    the two were compared flipped."""
+    run = make_run(tmp_path / "crops")
+    rows = pq.read_table(run.suspects_path).to_pylist()
+    rows[0]["mirrored"] = mirrored
+    pq.write_table(pa.Table.from_pylist(rows, schema=SUSPECT_SCHEMA), run.suspects_path)
+    report(run, load_settings(None))
+    browser.open(run.report_path)
+    browser.run(COMPARE_FIRST)
+    time.sleep(0.3)
+    for side, flipped in ((1, False), (2, mirrored)):
+        crop = browser.photograph(f".crop:last-child .pair :nth-child({side})")
+        red = crop[len(crop) // 2, :, 0].astype(int) - crop[len(crop) // 2, :, 1] > 80
+        edges = red[len(red) // 20], red[-len(red) // 20]
+        assert edges == ((False, True) if flipped else (True, False))
 
 
 @pytest.mark.slow
