@@ -484,7 +484,7 @@ def test_photographs_that_lie_upon_each_other_are_shown_so(browser: Browser, tmp
 def test_crops_are_as_in_the_photograph_and_flipped_where_the_pair_is(
     browser: Browser, tmp_path: Path, mirrored: bool
 ) -> None:
-    """The waist's crop shows where the red quarter ends on its right: in the suspect's it is on the left, when
+    """The red quarter ends on the right of the waist's crop; in the suspect's it does on the left, when
     the two were compared flipped."""
     run = make_run(tmp_path / "crops")
     rows = pq.read_table(run.suspects_path).to_pylist()
