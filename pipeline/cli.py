@@ -206,7 +206,8 @@ def check(
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Look single pictures up in a run: suspects, verdicts and reasons, in a second or so. Writes nothing.
+    """Look single pictures up in a run: suspects, verdicts and reasons, in a second or so. Writes nothing. Exit
+    code 2 where one of them cannot be read; the others are answered all the same.
 
     \b
     psnet check offer.jpg --against runs/tonight
@@ -222,6 +223,8 @@ def check(
         print(json.dumps([answer.as_dict() for answer in answers], indent=1, ensure_ascii=False))
     else:
         print("\n".join(in_words(answer) for answer in answers))
+    if any(answer.error for answer in answers):  # a script shall not take "cannot be read" for "no suspect"
+        raise typer.Exit(2)
 
 
 @app.command()

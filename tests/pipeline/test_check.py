@@ -197,6 +197,11 @@ def test_the_command_prints_text_or_json(run, settings, tmp_path, capsys):
     answers = json.loads(capsys.readouterr().out)
     assert [answer["same_picture"] for answer in answers] == [[], ["000"]]
     assert {"category", "box", "suspects", "answer"} <= answers[0]["garments"][0].keys()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(image.read_bytes()[:200])
+    assert run_command([command[0], str(broken), *command[1:], "--format", "json"]) == 2
+    answers = json.loads(capsys.readouterr().out)
+    assert answers[0]["error"] and [answer["same_picture"] for answer in answers[1:]] == [[], ["000"]]
 
 
 def test_an_index_without_a_garment(settings, tmp_path):
