@@ -206,8 +206,8 @@ def check(
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Look single pictures up in a run: suspects, verdicts and reasons, in a second or so. Writes nothing. Exit
-    code 2 where one of them cannot be read; the others are answered all the same.
+    """Look single pictures up in a run: suspects, verdicts and reasons, in a second or so. Writes nothing.
+    Exit code 2 where one of them cannot be read; the others are answered all the same.
 
     \b
     psnet check offer.jpg --against runs/tonight
