@@ -310,18 +310,18 @@
   // Log-odds of a change -> how likely the region is unchanged.
   const unchanged = (odds) => (odds === null ? null : 1 / (1 + Math.exp(odds)));
   // What a region's state stands on, and from where on it counts as kept.
-  const evidence = (pair, r) => pair.laid ? [unchanged(pair.changed[r]), data.changed_thresholds ? unchanged(data.changed_thresholds[r]) : null]
+  const evidence = (pair, r) => pair.points ? [unchanged(pair.changed[r]), data.changed_thresholds ? unchanged(data.changed_thresholds[r]) : null]
     : [pair.cos[r], data.thresholds ? data.thresholds[r] : null];
   const evidenceText = (pair, r) => {
     const [value] = evidence(pair, r);
-    return value === null ? "" : (pair.laid ? `, unchanged with ${fixed(value, 2)}` : `, similarity ${fixed(value, 2)}`);
+    return value === null ? "" : (pair.points ? `, unchanged with ${fixed(value, 2)}` : `, similarity ${fixed(value, 2)}`);
   };
   function barNote(pair) {
-    if (pair.laid) return `One photograph lies upon the other (${count(pair.points, "point")} agree): the bars say how likely each region is unchanged. The tick marks where it counts as kept.`;
+    if (pair.points) return `One photograph lies upon the other (${count(pair.points, "point")} agree): the bars say how likely each region is unchanged. The tick marks where it counts as kept.`;
     return data.thresholds ? "The tick marks where a region counts as kept." : "";
   }
   function bars(pair, root) {
-    const list = el("div", { class: "bars", role: "list", "aria-label": pair.laid ? "How likely each region is unchanged" : "Similarity per region" });
+    const list = el("div", { class: "bars", role: "list", "aria-label": pair.points ? "How likely each region is unchanged" : "Similarity per region" });
     REGIONS.forEach((region, r) => {
       const state = pair.states[r];
       const [cos, threshold] = evidence(pair, r);
