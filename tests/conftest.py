@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# The processes that run tests share the machine's cores: threads that wait for each other by spinning, as
+# OpenMP's do, take them from whom they wait for, which can double the time. Read when PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # What wants the machine's cores for itself, and is started once.
 CLUSTERS = ("ray_local", "prefect_server")
