@@ -241,7 +241,7 @@ class Checker:
         places = dict(places_in(self._shards, wanted, paths)) if rows else {}
         sights = Sights(places, self._settings.crawl.max_pixels, self._settings.extract.decode_side)
         own = {
-            number: Sight.of(pixels, garment.box, garment.region_boxes, garment.presence)
+            number: Sight.of(pixels, garment.box, garment.region_boxes, garment.presence, garment.landmarks)
             for number, garment in enumerate(garments)
             if any(found.query[row] == number for row in rows)
         }

@@ -328,7 +328,7 @@ def _verify_rate(
     def sight(number: int) -> Sight:
         path, garment = shown[number % len(shown)]
         pixels = decode_image(Path(path).read_bytes(), **limits).pixels
-        return Sight.of(pixels, garment.box, garment.region_boxes, garment.presence)
+        return Sight.of(pixels, garment.box, garment.region_boxes, garment.presence, garment.landmarks)
 
     numbers = itertools.count(step=2)
 

@@ -33,7 +33,14 @@ from pipeline.items import Items, exclusion
 from pipeline.progress import track
 from pipeline.ray_tasks import in_tasks
 from pipeline.rundir import RunDirectory, inputs_digest
-from pipeline.schema import CHANGED_COLUMNS, VERIFIED_SCHEMA, pack_homography, unpack_boxes, unpack_presence
+from pipeline.schema import (
+    CHANGED_COLUMNS,
+    VERIFIED_SCHEMA,
+    pack_homography,
+    unpack_boxes,
+    unpack_landmarks,
+    unpack_presence,
+)
 from pipeline.settings import Settings
 from psnet.config import digest
 from psnet.image import ImageError, decode_image
@@ -59,6 +66,7 @@ _PLACE_COLUMNS = [
     "box",
     "region_boxes",
     "presence",
+    "landmarks",
 ]
 
 _SIDES = ("", "other_")
@@ -216,6 +224,7 @@ class Place:
     box: np.ndarray
     region_boxes: np.ndarray
     presence: np.ndarray
+    landmarks: np.ndarray
 
     def scale(self, pixels: np.ndarray) -> np.ndarray:
         """(2,) by how much ``pixels`` are reduced; per axis, because a reduced side is rounded up."""
@@ -225,8 +234,9 @@ class Place:
         """``pixels``: of the photograph, perhaps reduced."""
         from psnet.verification import Sight
 
-        scale = np.tile(self.scale(pixels), 2).astype(np.float32)
-        return Sight.of(pixels, self.box * scale, self.region_boxes * scale, self.presence)
+        one = self.scale(pixels).astype(np.float32)
+        scale, points = np.tile(one, 2), self.landmarks[:, :2] * one
+        return Sight.of(pixels, self.box * scale, self.region_boxes * scale, self.presence, points)
 
 
 def _places(run: RunDirectory, pairs: pa.Table) -> dict[Key, Place]:
@@ -256,10 +266,11 @@ def _places_of(garments: pa.Table, paths: Mapping[str, str]) -> Iterator[tuple[K
     boxes = unpack_boxes(garments["box"], (4,))
     regions = unpack_boxes(garments["region_boxes"], (NUM_REGIONS, 4))
     presence = unpack_presence(garments["presence"])
+    points = [unpack_landmarks(value) for value in garments["landmarks"].to_pylist()]
     scalars = garments.select(_PLACE_COLUMNS[:4]).to_pylist()
-    for row, box, region_boxes, codes in zip(scalars, boxes, regions, presence, strict=True):
+    for row, *found in zip(scalars, boxes, regions, presence, points, strict=True):
         sha256 = row["image_sha256"]
-        where = Place(paths[sha256], row["image_width"], row["image_height"], box, region_boxes, codes)
+        where = Place(paths[sha256], row["image_width"], row["image_height"], *found)
         yield (sha256, row["garment_index"]), where
 
 

@@ -12,6 +12,16 @@ import numpy as np
 from psnet.regions import NUM_REGIONS
 from psnet.taxonomy import Taxonomy, to_clothing11
 
+# Along the outline: right of the neckline, down one side and up the other.
+_TORSO = tuple(
+    Taxonomy.load("clothing11").landmarks.index(f"{side}_{part}")
+    for side, parts in (
+        ("right", ("collar", "armpit", "waistline", "hem")),
+        ("left", ("hem", "waistline", "armpit", "collar")),
+    )
+    for part in parts
+)
+
 
 def boxes_from_points(points: np.ndarray, box: np.ndarray, dress: np.ndarray | bool) -> np.ndarray:
     """Region boxes from the eleven points of ``clothing11``.
@@ -46,6 +56,12 @@ def boxes_from_points(points: np.ndarray, box: np.ndarray, dress: np.ndarray | b
     # Crossed landmarks (a garment upside down) still give boxes with a positive area.
     low, high = np.minimum(out[..., :2], out[..., 2:]), np.maximum(out[..., :2], out[..., 2:])
     return np.concatenate([low, np.maximum(high, low + 1)], -1)
+
+
+def torso_outline(points: np.ndarray) -> np.ndarray:
+    """The eleven points of ``clothing11`` (11, 2) -> corners (8, 2) of the garment without its sleeves: what
+    lies between lies on the garment."""
+    return points[list(_TORSO)]
 
 
 def regions_from_landmarks(

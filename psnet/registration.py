@@ -80,11 +80,17 @@ class Keypoints:
 
 @dataclass(frozen=True)
 class Registration:
-    """``warp`` maps the first picture's pixels to the second's; ``points``: how many pairs of points agree
-    with its homography."""
+    """``warp`` maps the first picture's pixels to the second's; ``at`` and ``onto`` (n, 2) px of the one and
+    of the other: the pairs of points that agree with its homography."""
 
     warp: Warp
-    points: int
+    at: np.ndarray
+    onto: np.ndarray
+
+    @property
+    def points(self) -> int:
+        """How many they are."""
+        return len(self.at)
 
 
 @cache
@@ -164,7 +170,9 @@ def register(one: Keypoints, other: Keypoints) -> Registration | None:
     )
     if matrix is None or inside.sum() < LEAST_POINTS or not _lands(matrix, one.box, other.box):
         return None
-    return Registration(_bent(matrix, one, other, cosines), int(inside.sum()))
+    agree = inside.ravel().astype(bool)
+    warp = _bent(matrix, one, other, cosines)
+    return Registration(warp, one.points[first[agree]], other.points[second[agree]])
 
 
 def _bent(matrix: np.ndarray, one: Keypoints, other: Keypoints, cosines: np.ndarray) -> Warp:
@@ -222,6 +230,18 @@ def _likelihood(covariance: np.ndarray, shifts: np.ndarray) -> float:
 
 def _alike(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.exp(-0.5 * _squares(points, others) / _ALIKE**2)
+
+
+def within(outline: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of the points (n, 2) lie in a polygon with the corners (k, 2).
+
+    Raises:
+        ValueError: opencv is not installed.
+    """
+    cv2 = load_opencv("registering photographs")
+    corners = np.asarray(outline, np.float32)
+    tested = [cv2.pointPolygonTest(corners, (float(x), float(y)), False) >= 0 for x, y in points]
+    return np.array(tested, bool)
 
 
 def _squares(points: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -16,43 +16,65 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.boxes import mirror_boxes
+from psnet.boxes import extents, mirror_boxes
 from psnet.comparison import RegionComparison, boxes_to_look_at, cut_both, log_odds
 from psnet.homography import project
+from psnet.region_boxes import torso_outline
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
-from psnet.registration import Keypoints, Registration, find_keypoints, register
+from psnet.registration import Keypoints, Registration, find_keypoints, register, within
+from psnet.taxonomy import Taxonomy
 from psnet.warp import nodes
 from psnet.weights import load_comparison
 
-METHOD = 2
+METHOD = 3
 """Counts up when the same weights and photographs get another answer."""
+# Agreeing points that must lie on both garments, or else half of the landmarks nearer than this share of the
+# garment's longer side.
+_LEAST_ON_GARMENT = 4
+_LANDMARKS_OFF = 0.12
 
 
 @dataclass(frozen=True)
 class Sight:
     """A garment in its photograph, ready to be compared.
 
-    ``pixels`` (H, W, 3) uint8 RGB, ``region_boxes`` (5, 4) px of it, NaN where the region is not to be seen.
+    ``pixels`` (H, W, 3) uint8 RGB, ``region_boxes`` (5, 4) px of it, NaN where the region is not to be seen,
+    ``landmarks`` (11, 2) px of it, in the order of ``clothing11``.
     """
 
     pixels: np.ndarray
     region_boxes: np.ndarray
+    landmarks: np.ndarray
     keypoints: Keypoints
 
     @classmethod
-    def of(cls, pixels: np.ndarray, box: np.ndarray, region_boxes: np.ndarray, presence: np.ndarray) -> Sight:
+    def of(
+        cls,
+        pixels: np.ndarray,
+        box: np.ndarray,
+        region_boxes: np.ndarray,
+        presence: np.ndarray,
+        landmarks: np.ndarray,
+    ) -> Sight:
         """
         Args:
             pixels: (H, W, 3) uint8 RGB. box: (4,) and region_boxes: (5, 4) px of it. presence: (5,) codes of
-                ``psnet.regions.Presence``.
+                ``psnet.regions.Presence``. landmarks: (11, 2 or more), x and y px first.
         """
         seen = np.where((presence == Presence.PRESENT)[:, None], region_boxes, np.nan).astype(np.float32)
-        return cls(pixels, seen, find_keypoints(pixels, box))
+        return cls(pixels, seen, landmarks[:, :2].astype(np.float32), find_keypoints(pixels, box))
 
     def flipped(self) -> Sight:
         """The photograph flipped left to right; what was the left sleeve is the right one."""
-        boxes = mirror_boxes(self.region_boxes[list(MIRROR)], self.pixels.shape[1])
-        return Sight(np.ascontiguousarray(self.pixels[:, ::-1]), boxes, self.keypoints.flipped())
+        width = self.pixels.shape[1]
+        boxes = mirror_boxes(self.region_boxes[list(MIRROR)], width)
+        points = self.landmarks[Taxonomy.load("clothing11").swap] * (-1, 1) + (width, 0)
+        return Sight(np.ascontiguousarray(self.pixels[:, ::-1]), boxes, points, self.keypoints.flipped())
+
+    @property
+    def size(self) -> float:
+        """Longer side of the garment, px."""
+        return float(extents(self.keypoints.box).max())
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,21 @@ class Verification:
     matrix: np.ndarray
     laid: np.ndarray
     changed: np.ndarray
+
+
+def are_the_garments(one: Sight, other: Sight, found: Registration) -> bool:
+    """Whether it is the garments that lie upon each other, not the floor that both were photographed on, nor
+    one stripe upon the next: some of the points that agree lie on both garments, or landmarks of the one land
+    about those of the other. Either may fail alone: a garment may show nothing but its seams, and of one in
+    hundreds the landmarks are wrong."""
+    both = [
+        within(torso_outline(sight.landmarks), points)
+        for sight, points in ((one, found.at), (other, found.onto))
+    ]
+    if np.logical_and(*both).sum() >= _LEAST_ON_GARMENT:
+        return True
+    off = np.linalg.norm(found.warp.place(one.landmarks) - other.landmarks, axis=1)
+    return bool(np.median(off) < _LANDMARKS_OFF * other.size)
 
 
 def as_arrays(seen: Sequence[Verification | None]) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +147,9 @@ class Verifier:
         for flip in (mirrored, not mirrored):
             found = register(one.keypoints, other.keypoints.flipped() if flip else other.keypoints)
             if found is not None:
-                return self._compared(one, other.flipped() if flip else other, found, flip)
+                turned = other.flipped() if flip else other
+                if are_the_garments(one, turned, found):
+                    return self._compared(one, turned, found, flip)
         return None
 
     def _compared(self, one: Sight, other: Sight, found: Registration, mirrored: bool) -> Verification:

@@ -14,11 +14,12 @@ from psnet.evaluation.benchmark import Benchmark
 from psnet.predictor import Garment, Predictor
 from psnet.regions import NUM_REGIONS, Presence
 from psnet.similarity import group_rows
+from psnet.taxonomy import Taxonomy
 
 # Pictures in memory at once.
 _PICTURES = 16
 # Raised when a table's columns or the code that makes them change: older files are then computed anew.
-_FORMAT = 3
+_FORMAT = 4
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many are done."""
@@ -29,7 +30,8 @@ class GarmentTable:
     """n garments in the order of their items.
 
     ``item`` (n,) int32 row of the benchmark's items; ``group`` (n,) int8 row of ``psnet.regions.GROUPS``;
-    ``box`` (n, 4) and ``region_boxes`` (n, 5, 4) px; ``presence`` (n, 5) uint8; ``features``, ``mirrored``
+    ``box`` (n, 4) and ``region_boxes`` (n, 5, 4) px; ``presence`` (n, 5) uint8;
+    ``landmarks`` (n, K, 2) px; ``features``, ``mirrored``
     (n, 5, d) float16, as a catalogue's garments are stored.
     """
 
@@ -38,6 +40,7 @@ class GarmentTable:
     box: np.ndarray
     region_boxes: np.ndarray
     presence: np.ndarray
+    landmarks: np.ndarray
     features: np.ndarray
     mirrored: np.ndarray
 
@@ -118,6 +121,7 @@ def cached(path: Path, make: Callable[[], GarmentTable]) -> GarmentTable:
 
 def _table(rows: list[tuple[int, Garment]], predictor: Predictor) -> GarmentTable:
     dim = predictor.model.config.feature_dim
+    points = len(Taxonomy.load(predictor.model.config.taxonomy).landmarks)
     garments = [garment for _, garment in rows]
     presence = _stack([g.presence for g in garments], (NUM_REGIONS,), np.uint8)
     if not predictor.model.retrieval.regional:
@@ -128,6 +132,7 @@ def _table(rows: list[tuple[int, Garment]], predictor: Predictor) -> GarmentTabl
         box=_stack([g.box for g in garments], (4,), np.float32),
         region_boxes=_stack([g.region_boxes for g in garments], (NUM_REGIONS, 4), np.float32),
         presence=presence,
+        landmarks=_stack([g.landmarks[:, :2] for g in garments], (points, 2), np.float32),
         features=_stack([g.features for g in garments], (NUM_REGIONS, dim), np.float16),
         mirrored=_stack([g.mirrored_features for g in garments], (NUM_REGIONS, dim), np.float16),
     )

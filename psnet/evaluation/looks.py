@@ -28,7 +28,8 @@ class Looks:
     def _seen(self, row: int) -> Sight:
         table = self._table
         pixels = self._read(int(table.item[row]))
-        return Sight.of(pixels, table.box[row], table.region_boxes[row], table.presence[row])
+        where = table.box[row], table.region_boxes[row], table.presence[row], table.landmarks[row]
+        return Sight.of(pixels, *where)
 
     def of(self, query: np.ndarray, match: np.ndarray, mirrored: np.ndarray) -> list[Verification | None]:
         """What is seen of p pairs.

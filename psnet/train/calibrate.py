@@ -207,7 +207,7 @@ def labelled_pairs(
 
 
 def _sight(image: np.ndarray, garment: Garment) -> Sight:
-    return Sight.of(image, garment.box, garment.region_boxes, garment.presence)
+    return Sight.of(image, garment.box, garment.region_boxes, garment.presence, garment.landmarks)
 
 
 def kept_thresholds(labelled: LabelledPairs) -> tuple[float, ...]:

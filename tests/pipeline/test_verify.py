@@ -19,7 +19,7 @@ from pipeline.errors import RunError
 from pipeline.judge import judge
 from pipeline.match import match
 from pipeline.rundir import RunDirectory
-from pipeline.schema import CHANGED_COLUMNS, garment_schema, pack_boxes
+from pipeline.schema import CHANGED_COLUMNS, garment_schema, pack_boxes, pack_landmarks
 from pipeline.settings import Settings, load_settings
 from pipeline.verify import verify
 from psnet.data.photographs import read_labels, with_masks
@@ -117,6 +117,7 @@ def matched_run(
         "image_height": pa.array([view.pixels.shape[0] for view in shop.views], pa.int32()),
         "box": pack_boxes(np.stack([view.box for view in shop.views])),
         "region_boxes": pack_boxes(np.stack([view.region_boxes for view in shop.views])),
+        "landmarks": pack_landmarks([view.landmarks for view in shop.views]),
     }
     schema = garment_schema(DIM)
     arrays = [columns.get(name, table[name]) for name in schema.names]

@@ -368,6 +368,7 @@ def garments(features: np.ndarray, item: list[int], mirrored: np.ndarray | None 
         box=np.zeros((n, 4), np.float32),
         region_boxes=np.zeros((n, 5, 4), np.float32),
         presence=np.full((n, 5), Presence.PRESENT, np.uint8) if presence is None else presence,
+        landmarks=np.zeros((n, 11, 2), np.float32),
         features=unit.astype(np.float16),
         mirrored=(unit[:, list(MIRROR)] if mirrored is None else mirrored).astype(np.float16),
     )

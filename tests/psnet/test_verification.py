@@ -50,7 +50,7 @@ def as_it_is(points):
 
 def sight_of(view):
     presence = np.where(np.isnan(view.region_boxes[:, 0]), Presence.ABSENT, Presence.PRESENT)
-    return Sight.of(view.pixels, view.box, view.region_boxes, presence.astype(np.uint8))
+    return Sight.of(view.pixels, view.box, view.region_boxes, presence.astype(np.uint8), view.landmarks)
 
 
 def test_a_garment_photographed_again_is_laid_where_it_belongs(garments):
@@ -235,15 +235,54 @@ def test_a_flipped_copy_is_found_and_its_sleeves_keep_the_first_ones_names(garme
     assert np.median(off) < 0.03 * max(subject.pixels.shape)
 
 
+def laid_on(floor, garment, *, width, aside=0):
+    """A garment in one plain colour, so many px wide, on a floor, so far from its middle."""
+    subject = subject_of(garment)
+    shape = Image.fromarray(subject.mask).convert("L")
+    scale = width / (subject.box[2] - subject.box[0])
+    size = [round(side * scale) for side in shape.size]
+    corner = (
+        np.array(floor.size) // 2
+        + (aside, 0)
+        - (0.5 * scale * (subject.box[:2] + subject.box[2:])).astype(int)
+    )
+    picture = floor.copy()
+    picture.paste((120, 125, 130), tuple(corner.tolist()), shape.resize(size))
+    place = np.tile(corner, 2)
+    return Sight.of(
+        np.asarray(picture),
+        (subject.box * scale + place).astype(np.float32),
+        (subject.region_boxes * scale + place).astype(np.float32),
+        np.where(np.isnan(subject.region_boxes[:, 0]), Presence.ABSENT, Presence.PRESENT).astype(np.uint8),
+        (subject.landmarks[:, :2] * scale + corner).astype(np.float32),
+    )
+
+
+def test_two_plain_garments_on_one_floor_are_not_laid_upon_each_other(garments):
+    """Its points do agree; garments that are one are found all the same."""
+    rng = np.random.default_rng(0)
+    floor = Image.fromarray(rng.integers(0, 255, (60, 60, 3), np.uint8)).resize((600, 600), Image.BICUBIC)
+    spread = max(garments, key=lambda g: np.ptp(g.landmarks[:, 0]) / np.ptp(g.landmarks[:, 1]))
+    one, other = laid_on(floor, spread, width=400), laid_on(floor, spread, width=400, aside=90)
+    found = register(one.keypoints, other.keypoints)
+    assert found is not None and found.points >= 12
+    np.testing.assert_allclose(found.onto, found.at, atol=3)
+    verifier = Verifier.load()
+    assert verifier.verify(one, other) is None and verifier.verify(other, one) is None
+    # Where the floor puts it, its landmarks are.
+    again = verifier.verify(one, laid_on(floor, spread, width=400))
+    assert again is not None and again.points >= 12
+
+
 def test_a_region_that_only_one_photograph_shows_is_compared_and_one_that_none_shows_is_not(garments):
     verifier = Verifier.load()
     subject = subject_of(garments[0])
     view = photographed(subject, 4)
     hidden = ALL.copy()
     hidden[0] = Presence.HIDDEN
-    one = Sight.of(subject.pixels, subject.box, subject.region_boxes, hidden)
-    other = Sight.of(view.pixels, view.box, view.region_boxes, hidden)
-    whole = Sight.of(view.pixels, view.box, view.region_boxes, ALL)
+    one = Sight.of(subject.pixels, subject.box, subject.region_boxes, hidden, subject.landmarks)
+    other = Sight.of(view.pixels, view.box, view.region_boxes, hidden, view.landmarks)
+    whole = Sight.of(view.pixels, view.box, view.region_boxes, ALL, view.landmarks)
     assert np.isnan(verifier.verify(one, other).changed[0])
     assert np.isfinite(verifier.verify(one, whole).changed[0])
     assert list(MIRROR) == [0, 2, 1, 3, 4]
