@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from psnet.region_boxes import boxes_from_points, regions_from_landmarks
+from psnet.region_boxes import boxes_from_points, regions_from_landmarks, torso_outline
 from psnet.regions import MIRROR, REGIONS
+from psnet.registration import within
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 
 # A T-shirt 100 px wide, drawn by hand.
@@ -32,6 +33,12 @@ def test_regions_lie_where_a_person_would_draw_them():
     assert boxes["waist"].tolist() == [22, 67.5, 78, 98]
     assert boxes["left_sleeve"][0] == 2 and boxes["left_sleeve"][2] == 22
     assert boxes["right_sleeve"][0] == 78 and boxes["right_sleeve"][2] == 98
+
+
+def test_the_torso_is_what_is_left_without_sleeves():
+    inside = [(50, 50), (30, 60), (42, 12), (77, 94)]
+    outside = [(12, 37), (88, 37), (23, 20), (10, 80), (50, 2), (50, 97)]
+    assert within(torso_outline(SHIRT), np.array(inside + outside)).tolist() == [True] * 4 + [False] * 6
 
 
 def test_a_dress_is_divided_at_its_waistline():
