@@ -12,12 +12,12 @@ import numpy as np
 from psnet.regions import NUM_REGIONS
 from psnet.taxonomy import Taxonomy, to_clothing11
 
-# Along the outline: right of the neckline, down one side and up the other.
+# Along the outline: right of the neckline, down one side and up the other. Hems are told worst.
 _TORSO = tuple(
     Taxonomy.load("clothing11").landmarks.index(f"{side}_{part}")
     for side, parts in (
-        ("right", ("collar", "armpit", "waistline", "hem")),
-        ("left", ("hem", "waistline", "armpit", "collar")),
+        ("right", ("collar", "armpit", "waistline")),
+        ("left", ("waistline", "armpit", "collar")),
     )
     for part in parts
 )
@@ -59,8 +59,8 @@ def boxes_from_points(points: np.ndarray, box: np.ndarray, dress: np.ndarray | b
 
 
 def torso_outline(points: np.ndarray) -> np.ndarray:
-    """The eleven points of ``clothing11`` (11, 2) -> corners (8, 2) of the garment without its sleeves: what
-    lies between lies on the garment."""
+    """The eleven points of ``clothing11`` (11, 2) -> corners (6, 2) of the garment from the neckline to the
+    waistline, without its sleeves: what lies between lies on the garment."""
     return points[list(_TORSO)]
 
 

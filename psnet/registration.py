@@ -28,6 +28,8 @@ from psnet.warp import Warp, nodes
 _SIDE = 400
 _POINTS = 800
 _MARGIN = 0.08
+# How far around the garment the floor is looked at and how far off its points may land, as shares of its box.
+_AROUND, _AROUND_OFF = 0.25, 0.03
 # Points of low contrast too: a plain shirt has no others.
 _CONTRAST = 0.015
 _RATIO = 0.85
@@ -114,26 +116,32 @@ def root_sift(described: np.ndarray) -> np.ndarray:
     return np.sqrt(described / np.maximum(described.sum(1, keepdims=True), 1e-6))
 
 
-def find_keypoints(picture: np.ndarray, box: np.ndarray) -> Keypoints:
+def find_keypoints(picture: np.ndarray, box: np.ndarray, around: bool = False) -> Keypoints:
     """Local features of one garment.
 
     Args:
-        picture: (H, W, 3) uint8 RGB. box: (4,) xyxy px.
+        picture: (H, W, 3) uint8 RGB. box: (4,) xyxy px. around: of what surrounds it instead.
 
     Raises:
         ValueError: opencv is not installed.
     """
     cv2 = load_opencv("registering photographs")
     height, width = picture.shape[:2]
-    x0, y0, x1, y1 = np.round(expand(np.asarray(box, np.float32), _MARGIN, width, height)).astype(int)
-    crop = picture[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
-    scale = _SIDE / max(crop.shape[:2])
-    size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
+    box = np.asarray(box, np.float32)
+    x0, y0, x1, y1 = _pixels(expand(box, _MARGIN, width, height))
+    scale = _SIDE / max(x1 - x0, y1 - y0)
+    if around:
+        x0, y0, x1, y1 = _pixels(expand(box, _AROUND, width, height))
+    size = (max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    grey = cv2.cvtColor(cv2.resize(crop, size, interpolation=how), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(cv2.resize(picture[y0:y1, x0:x1], size, interpolation=how), cv2.COLOR_RGB2GRAY)
     grey = cv2.createCLAHE(2.0, (4, 4)).apply(grey)
+    garment = np.round((box - (x0, y0, x0, y0)) * scale).astype(int).clip(0)
+    searched = np.full(grey.shape, 255, np.uint8)
+    if around:
+        searched[garment[1] : garment[3], garment[0] : garment[2]] = 0
     found, described = cv2.SIFT_create(nfeatures=_POINTS, contrastThreshold=_CONTRAST).detectAndCompute(
-        grey, None
+        grey, searched
     )
     if described is None:
         found, described = [], np.zeros((0, 128), np.float32)
@@ -141,8 +149,24 @@ def find_keypoints(picture: np.ndarray, box: np.ndarray) -> Keypoints:
     points = points + np.array([x0, y0], np.float32)
     root = root_sift(described).astype(np.float32)
     # Two garments on one floor: what surrounds them must not speak for them.
-    inside = ((points >= box[:2]) & (points <= box[2:])).all(1)
-    return Keypoints(points[inside], root[inside], np.asarray(box, np.float32), width, scale)
+    wanted = ((points >= box[:2]) & (points <= box[2:])).all(1) != around
+    return Keypoints(points[wanted], root[wanted], box, width, scale)
+
+
+def _pixels(frame: np.ndarray) -> list[int]:
+    """A frame (4,) in whole pixels, one at least each way."""
+    x0, y0, x1, y1 = np.round(frame).astype(int).tolist()
+    return [x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)]
+
+
+def surroundings_agree(one: Keypoints, other: Keypoints, warp: Warp) -> int:
+    """How many points around the two garments (``find_keypoints`` with ``around``) lie where ``warp`` puts
+    them: more than a few, and the photographs show one floor, whatever lies on it."""
+    if min(len(one.points), len(other.points)) < 2:
+        return 0
+    first, second = _agreeing(one.descriptors @ other.descriptors.T, _RATIO)
+    off = np.linalg.norm(warp.place(one.points[first]) - other.points[second], axis=1)
+    return int((off < _AROUND_OFF * (other.box[2:] - other.box[:2]).max()).sum())
 
 
 def register(one: Keypoints, other: Keypoints) -> Registration | None:

@@ -21,17 +21,27 @@ from psnet.comparison import RegionComparison, boxes_to_look_at, cut_both, log_o
 from psnet.homography import project
 from psnet.region_boxes import torso_outline
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
-from psnet.registration import Keypoints, Registration, find_keypoints, register, within
+from psnet.registration import (
+    LEAST_POINTS,
+    Keypoints,
+    Registration,
+    find_keypoints,
+    register,
+    surroundings_agree,
+    within,
+)
 from psnet.taxonomy import Taxonomy
 from psnet.warp import nodes
 from psnet.weights import load_comparison
 
-METHOD = 3
+METHOD = 4
 """Counts up when the same weights and photographs get another answer."""
 # Agreeing points that must lie on both garments, or else half of the landmarks nearer than this share of the
 # garment's longer side.
 _LEAST_ON_GARMENT = 4
 _LANDMARKS_OFF = 0.12
+# From so many agreeing points around the garments on, the photographs show one floor.
+_SAME_FLOOR = 4
 
 
 @dataclass(frozen=True)
@@ -98,17 +108,26 @@ class Verification:
 
 def are_the_garments(one: Sight, other: Sight, found: Registration) -> bool:
     """Whether it is the garments that lie upon each other, not the floor that both were photographed on, nor
-    one stripe upon the next: some of the points that agree lie on both garments, or landmarks of the one land
-    about those of the other. Either may fail alone: a garment may show nothing but its seams, and of one in
-    hundreds the landmarks are wrong."""
+    one stripe upon the next.
+
+    Some of the points that agree lie on both garments, or landmarks of the one land about those of the other:
+    either may fail alone, since a garment may show nothing but its seams, and of one in hundreds the
+    landmarks are wrong. Where the surroundings agree as well, only points on the garments tell anything.
+    """
     both = [
         within(torso_outline(sight.landmarks), points)
         for sight, points in ((one, found.at), (other, found.onto))
     ]
-    if np.logical_and(*both).sum() >= _LEAST_ON_GARMENT:
-        return True
+    on_garments = int(np.logical_and(*both).sum())
     off = np.linalg.norm(found.warp.place(one.landmarks) - other.landmarks, axis=1)
-    return bool(np.median(off) < _LANDMARKS_OFF * other.size)
+    if on_garments < _LEAST_ON_GARMENT and np.median(off) >= _LANDMARKS_OFF * other.size:
+        return False
+    if on_garments >= LEAST_POINTS:
+        return True
+    around, around_other = (
+        find_keypoints(sight.pixels, sight.keypoints.box, around=True) for sight in (one, other)
+    )
+    return surroundings_agree(around, around_other, found.warp) < _SAME_FLOOR
 
 
 def as_arrays(seen: Sequence[Verification | None]) -> tuple[np.ndarray, np.ndarray]:
