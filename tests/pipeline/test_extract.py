@@ -513,6 +513,7 @@ def wait_for(condition: Any, seconds: float = 180) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.timeout(480)
 def test_killed_drivers_and_actors_lose_only_what_they_were_at(
     tmp_path: Path, reference: RunDirectory, photographs: Path, tiny_weights: Path
 ):
