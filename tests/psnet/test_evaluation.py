@@ -583,6 +583,7 @@ def test_a_second_look_finds_copies_that_features_miss(tmp_path):
         garments(features * (presence == Presence.PRESENT)[..., None], [0, 1, 2, 3], presence=presence),
         box=np.stack([v.box for v in views]),
         region_boxes=np.stack([v.region_boxes for v in views]),
+        landmarks=np.stack([v.landmarks[:, :2] for v in views]),
     )
     calibration = dataclasses.replace(
         CALIBRATION, suspect_threshold=0.97, registered_points=8, changed_threshold=(30.0,) * 5
