@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError, UserError
 from pipeline.report import inline_pictures, page_options, picture_sources, read_evidence, render_page
 from pipeline.rundir import RunDirectory, write_atomically
-from pipeline.schema import for_people
+from pipeline.schema import for_people, joined
 from pipeline.settings import Settings
 from psnet.config import ConfigError, load_config
 from psnet.verdict import RELATIONS
@@ -131,7 +131,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, list):
-        value = "|".join(f"{one:.9g}" if isinstance(one, float) else one for one in value)
+        value = joined(value)
     return guard_formula(value) if isinstance(value, str) else value
 
 

@@ -39,6 +39,7 @@ from pipeline.schema import (
     SUSPECT_SCHEMA,
     VERIFIED_SCHEMA,
     for_people,
+    joined,
     pack_homography,
 )
 from pipeline.settings import JudgeSettings, Settings
@@ -422,7 +423,7 @@ def to_csv(suspects: pa.Table) -> str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return "|".join(f"{one:.9g}" if isinstance(one, float) else one for one in value)
+        return joined(value)
     if isinstance(value, float):
         return f"{value:.6f}"
     return "" if value is None else value

@@ -19,6 +19,7 @@ written into the Parquet files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -400,6 +401,11 @@ SUSPECT_SCHEMA: pa.Schema = pa.schema(
 def for_people(suspects: pa.Table) -> list[str]:
     """The columns of ``suspects`` that a spreadsheet shows: hundreds of coordinates tell nobody anything."""
     return [name for name in suspects.column_names if name != "laid"]
+
+
+def joined(values: Sequence[Any]) -> str:
+    """A list of texts or numbers as one cell of a spreadsheet."""
+    return "|".join(f"{one:.9g}" if isinstance(one, float) else one for one in values)
 
 
 def pack_features(features: np.ndarray) -> pa.FixedSizeBinaryArray:

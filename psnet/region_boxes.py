@@ -14,12 +14,15 @@ from psnet.taxonomy import Taxonomy, to_clothing11
 
 # Along the outline: right of the neckline, down one side and up the other. Hems are told worst.
 _TORSO = tuple(
-    Taxonomy.load("clothing11").landmarks.index(f"{side}_{part}")
-    for side, parts in (
-        ("right", ("collar", "armpit", "waistline")),
-        ("left", ("waistline", "armpit", "collar")),
+    Taxonomy.load("clothing11").landmarks.index(name)
+    for name in (
+        "right_collar",
+        "right_armpit",
+        "right_waistline",
+        "left_waistline",
+        "left_armpit",
+        "left_collar",
     )
-    for part in parts
 )
 
 

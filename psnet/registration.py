@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from psnet.boxes import areas, corners, mirror_boxes, moved_boxes, overlaps
+from psnet.boxes import areas, corners, extents, mirror_boxes, moved_boxes, overlaps
 from psnet.crops import expand
 from psnet.homography import project
 from psnet.warp import Warp, nodes
@@ -66,6 +66,11 @@ class Keypoints:
     box: np.ndarray
     width: int
     scale: float
+
+    @property
+    def size(self) -> float:
+        """Longer side of the garment, px."""
+        return float(extents(self.box).max())
 
     def flipped(self) -> Keypoints:
         """Those of the picture flipped left to right, without looking at it again: of a descriptor's 4 × 4
@@ -136,10 +141,11 @@ def find_keypoints(picture: np.ndarray, box: np.ndarray, around: bool = False) -
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     grey = cv2.cvtColor(cv2.resize(picture[y0:y1, x0:x1], size, interpolation=how), cv2.COLOR_RGB2GRAY)
     grey = cv2.createCLAHE(2.0, (4, 4)).apply(grey)
-    garment = np.round((box - (x0, y0, x0, y0)) * scale).astype(int).clip(0)
-    searched = np.full(grey.shape, 255, np.uint8)
+    searched = None
     if around:
-        searched[garment[1] : garment[3], garment[0] : garment[2]] = 0
+        left, top, right, bottom = np.round((box - (x0, y0, x0, y0)) * scale).astype(int).clip(0)
+        searched = np.full(grey.shape, 255, np.uint8)
+        searched[top:bottom, left:right] = 0
     found, described = cv2.SIFT_create(nfeatures=_POINTS, contrastThreshold=_CONTRAST).detectAndCompute(
         grey, searched
     )
@@ -166,7 +172,7 @@ def surroundings_agree(one: Keypoints, other: Keypoints, warp: Warp) -> int:
         return 0
     first, second = _agreeing(one.descriptors @ other.descriptors.T, _RATIO)
     off = np.linalg.norm(warp.place(one.points[first]) - other.points[second], axis=1)
-    return int((off < _AROUND_OFF * (other.box[2:] - other.box[:2]).max()).sum())
+    return int((off < _AROUND_OFF * other.size).sum())
 
 
 def register(one: Keypoints, other: Keypoints) -> Registration | None:
@@ -205,8 +211,7 @@ def _bent(matrix: np.ndarray, one: Keypoints, other: Keypoints, cosines: np.ndar
     A Gaussian process over the garment about the homography; its points are weighted anew by Geman and
     McClure's function, since some agree by chance.
     """
-    size = float((other.box[2:] - other.box[:2]).max())
-    unit = float((one.box[2:] - one.box[:2]).max())
+    size, unit = other.size, one.size
     flat = project(matrix, one.points)
     where, bends = flat, None
     for radius, scale in _ROUNDS:

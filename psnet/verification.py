@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.boxes import extents, mirror_boxes
+from psnet.boxes import mirror_boxes
 from psnet.comparison import RegionComparison, boxes_to_look_at, cut_both, log_odds
 from psnet.homography import project
 from psnet.region_boxes import torso_outline
@@ -81,11 +81,6 @@ class Sight:
         points = self.landmarks[Taxonomy.load("clothing11").swap] * (-1, 1) + (width, 0)
         return Sight(np.ascontiguousarray(self.pixels[:, ::-1]), boxes, points, self.keypoints.flipped())
 
-    @property
-    def size(self) -> float:
-        """Longer side of the garment, px."""
-        return float(extents(self.keypoints.box).max())
-
 
 @dataclass(frozen=True)
 class Verification:
@@ -120,7 +115,7 @@ def are_the_garments(one: Sight, other: Sight, found: Registration) -> bool:
     ]
     on_garments = int(np.logical_and(*both).sum())
     off = np.linalg.norm(found.warp.place(one.landmarks) - other.landmarks, axis=1)
-    if on_garments < _LEAST_ON_GARMENT and np.median(off) >= _LANDMARKS_OFF * other.size:
+    if on_garments < _LEAST_ON_GARMENT and np.median(off) >= _LANDMARKS_OFF * other.keypoints.size:
         return False
     if on_garments >= LEAST_POINTS:
         return True

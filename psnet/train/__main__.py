@@ -155,14 +155,15 @@ def unlabelled_images(settings: TrainSettings) -> list[tuple[Path, np.ndarray | 
     too."""
     if settings.unlabelled is None:
         return []
-    known, names = _splits(settings), {p.name: name for p, name, _ in _catalogue(settings.unlabelled)}
+    known, catalogue = _splits(settings), _catalogue(settings.unlabelled)
+    names = {p.name: name for p, name, _ in catalogue}
     labelled = [g for path in settings.labels for g in read_any_labels(Path(path), [settings.split])]
     evidence = category_evidence(
         (names[g.image_path.name], g.category) for g in labelled if g.image_path.name in names
     )
     pictures = [
         (p, evidence.get(name))
-        for p, name, _ in _catalogue(settings.unlabelled)
+        for p, name, _ in catalogue
         if name not in settings.empty_categories and p.name not in known
     ]
     return [p for i, p in enumerate(pictures) if i % 4]
@@ -291,8 +292,8 @@ def _with_pseudo_labels(
     settings: TrainSettings, predictor: Predictor
 ) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
     """``load_garments`` with the unlabelled photographs, labelled now where they have not been."""
-    path, images = _pseudo_labels(settings), unlabelled_images(settings)
-    if images and not path.exists():
+    path = _pseudo_labels(settings)
+    if not path.exists() and (images := unlabelled_images(settings)):
         count = write_pseudo_labels(
             predictor, images, path, settings.pseudo_score, settings.pseudo_presence, settings.pseudo_group
         )

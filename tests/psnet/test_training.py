@@ -184,7 +184,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 
 
 def test_a_catalogues_own_names_say_what_its_garments_are():
-    """ "Tee" was labelled a short-sleeved top nine times of ten, "Misc" nothing at all."""
+    """Of ten garments called "Tee" nine were labelled short-sleeved tops."""
     tee = TORSO_CATEGORIES.index("short_sleeve_top")
     known = [("Tee", "short_sleeve_top")] * 9 + [("Tee", "vest")] + [("Tank", "vest")] * 10
     evidence = category_evidence(known, strength=1.0)
