@@ -19,7 +19,8 @@ from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
 from psnet.landmarks import LandmarkBranch
-from psnet.regions import GROUPS, NUM_REGIONS, REGIONS, Presence
+from psnet.regions import NUM_REGIONS, REGIONS, Presence
+from psnet.similarity import group_rows
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 
 LANDMARK_CAMERA = CameraRange(
@@ -29,6 +30,10 @@ LANDMARK_CAMERA = CameraRange(
 
 # Category of a crop without a garment: what cross-entropy ignores.
 NO_GARMENT = -100
+GROUP_OF_CATEGORY = group_rows(
+    [Taxonomy.load("clothing11").category(c).group or "" for c in TORSO_CATEGORIES]
+)
+"""(C,) row of ``psnet.regions.GROUPS`` of each torso category."""
 
 
 def subject_of(garment: LabelledGarment) -> Subject:
@@ -263,9 +268,7 @@ def landmark_figures(
     """
     assert isinstance(model, LandmarkBranch)
     device = next(model.parameters()).device
-    group = torch.tensor(
-        [GROUPS.index(Taxonomy.load("clothing11").category(c).group or "") for c in TORSO_CATEGORIES]
-    )
+    group = torch.from_numpy(GROUP_OF_CATEGORY)
     rng = np.random.default_rng(0)
     errors, overlaps, whole, presences, categories, groups, taken = [], [], [], [], [], [], []
     for start in range(0, len(photographs), 32):
@@ -313,6 +316,7 @@ def landmark_figures(
 
 
 __all__ = [
+    "GROUP_OF_CATEGORY",
     "LANDMARK_CAMERA",
     "NO_GARMENT",
     "LandmarkSamples",

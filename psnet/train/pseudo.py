@@ -19,8 +19,8 @@ from psnet.data.photographs import label_row, read_pixels
 from psnet.data.rephotograph import LEAST_SIDE
 from psnet.predictor import Garment, Predictor
 from psnet.regions import Presence
-from psnet.similarity import group_rows
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
+from psnet.train.landmarks import GROUP_OF_CATEGORY
 
 # A landmark the network would bet on counts as visible, any other as estimated.
 VISIBLE = 0.5
@@ -82,8 +82,7 @@ def settled_category(chances: np.ndarray, evidence: np.ndarray | None, min_group
     what the network took for none, or the reverse: the region boxes would be another garment's."""
     both = chances if evidence is None else chances * evidence
     both = both / both.sum()
-    groups = group_rows([Taxonomy.load("clothing11").category(c).group or "" for c in TORSO_CATEGORIES])
-    if np.bincount(groups, both).max() < min_group:
+    if np.bincount(GROUP_OF_CATEGORY, both).max() < min_group:
         return None
     category, alone = TORSO_CATEGORIES[int(both.argmax())], TORSO_CATEGORIES[int(chances.argmax())]
     return category if ("dress" in category) == ("dress" in alone) else None
