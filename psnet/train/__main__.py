@@ -41,6 +41,7 @@ from psnet.train.comparison import (
     comparison_loss,
     region_box_errors,
 )
+from psnet.train.copies import CopySamples, Mixed
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
 from psnet.train.landmarks import (
     LandmarkSamples,
@@ -50,7 +51,7 @@ from psnet.train.landmarks import (
     landmark_figures,
     landmark_loss,
 )
-from psnet.train.loop import LoopSettings, fit
+from psnet.train.loop import LoopSettings, Samples, fit
 from psnet.train.pseudo import category_evidence, write_pseudo_labels
 from psnet.train.region_weights import (
     fit_average_precision,
@@ -72,6 +73,7 @@ from psnet.verification import Verifier
 from psnet.weights import COMPARISON_FILE, load_part, save_description, save_part
 
 LANDMARKS_FILE = "landmarks.safetensors"
+RETRIEVAL_FILE = "retrieval.safetensors"
 # Pictures without a torso garment that are kept for validation.
 HELD_EMPTY = 80
 # Pairs of photographs by which the comparison is judged.
@@ -82,6 +84,7 @@ PARTS = (
     "self-training",
     "edited",
     "retrieval",
+    "copies",
     "region-weights",
     "comparison",
     "calibration",
@@ -304,7 +307,7 @@ def _with_pseudo_labels(
 def _proposer(settings: TrainSettings) -> Predictor:
     """What has been trained so far, to find garments with."""
     out = Path(settings.out)
-    retrieval = out / "retrieval.safetensors"
+    retrieval = out / RETRIEVAL_FILE
     if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
         save_part(build_retrieval_branch(settings.model), retrieval)
     save_description(out, settings.model, {})
@@ -341,7 +344,36 @@ def train_retrieval(settings: TrainSettings) -> None:
         _loop(settings, settings.retrieval),
         lambda m: retrieval_figures(m, batch, codec),
     )
-    save_part(model, out / "retrieval.safetensors")
+    save_part(model, out / RETRIEVAL_FILE)
+
+
+def train_copies(settings: TrainSettings) -> None:
+    """Go on with the retrieval branch: an edit has to lower its region's cosine, and some of the samples are
+    photographs of designs and their copies, each taken by itself."""
+    if settings.copies and settings.model.retrieval != "crop":
+        raise ConfigError(
+            "copies: can only be read for a branch with a crop per region (model.retrieval: crop)"
+        )
+    train, held = load_garments(settings, pseudo_labels=True)
+    out, seed, side = Path(settings.out), settings.seed + 3, settings.model.region_side
+    model = build_retrieval_branch(settings.model)
+    load_part(model, out / RETRIEVAL_FILE)
+    codec = heatmap_codec(settings.model)
+    batch = validation_batch(held, settings.seed + 1, settings.model)
+    samples: Samples = RetrievalSamples(train, seed, settings.model, settings.box_noise)
+    if settings.copies:
+        folders = [Path(folder) for folder in settings.copies]
+        copies = CopySamples(folders, seed, side, settings.box_noise)
+        samples = Mixed(samples, copies, settings.copies_share, seed)
+    fit(
+        model,
+        samples,
+        retrieval_loss(settings.temperature, codec, settings.retrieval_loss, settings.fall_weight),
+        out / "copies",
+        _loop(settings, settings.copies_retrieval),
+        lambda m: retrieval_figures(m, batch, codec),
+    )
+    save_part(model, out / RETRIEVAL_FILE)
 
 
 def _start_from_landmarks(model: nn.Module, settings: TrainSettings) -> None:
@@ -360,7 +392,7 @@ def train_region_weights(settings: TrainSettings) -> None:
     train, held = load_garments(settings)
     out = Path(settings.out)
     model = build_retrieval_branch(settings.model)
-    load_part(model, out / "retrieval.safetensors")
+    load_part(model, out / RETRIEVAL_FILE)
     model.to(resolve_device(settings.device)).eval()
     learnt_on = _samples_of(model, settings, train, settings.region_weight_samples)
     judged_on = _samples_of(model, settings, held, 4 * len(held))
@@ -432,7 +464,7 @@ def train_comparison(settings: TrainSettings) -> None:
     branch = build_retrieval_branch(settings.model)
     chain = _chain(settings)
     if isinstance(branch, CropRetrieval):
-        load_part(branch, out / "retrieval.safetensors")
+        load_part(branch, out / RETRIEVAL_FILE)
         model.start_from(branch)
     errors = region_box_errors(chain, held, settings.seed + 1)
     off = ", ".join(f"{share:.2f}" for share in np.nanquantile(abs(errors), (0.5, 0.9, 0.97)))
@@ -487,6 +519,7 @@ def fit_calibration(settings: TrainSettings) -> None:
             "edited_landmarks",
             "edited_detector",
             "retrieval",
+            "copies_retrieval",
             "comparison",
         )
     }
@@ -519,6 +552,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "self-training": train_self,
         "edited": train_edited,
         "retrieval": train_retrieval,
+        "copies": train_copies,
         "region-weights": train_region_weights,
         "comparison": train_comparison,
         "calibration": fit_calibration,

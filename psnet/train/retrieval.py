@@ -39,7 +39,10 @@ RETRIEVAL_CAMERA = CameraRange(
     new_background=0.75,
     colour=0.16,
     blur=1.2,
+    bend=0.015,
 )
+# By how much an edit has to lower a region's cosine, against another photograph of the same design.
+EDITED_FALL = 0.5
 # Below this mean change (grey levels) inside its box an edit cannot be told from a photograph's own
 # variation.
 VISIBLE_EDIT = 14.0
@@ -86,11 +89,11 @@ def edited_regions(
     return state
 
 
-def jittered(view: View, rng: np.random.Generator, amount: float) -> np.ndarray:
-    """Region boxes as a landmark branch would give them: off by ``amount`` of their sides (standard
+def jittered(region_boxes: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
+    """Region boxes (5, 4) as a landmark branch would give them: off by ``amount`` of their sides (standard
     deviation)."""
     off = rng.normal(0, amount, (NUM_REGIONS, 4))
-    return (view.region_boxes + off * extents(view.region_boxes)).astype(np.float32)
+    return (region_boxes + off * extents(region_boxes)).astype(np.float32)
 
 
 class RetrievalSamples:
@@ -159,7 +162,7 @@ class RetrievalSamples:
         }
 
     def _picture(self, view: View, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        boxes = jittered(view, rng, self.box_noise)
+        boxes = jittered(view.region_boxes, rng, self.box_noise)
         picture = Image.fromarray(view.pixels)
         if self.config.retrieval == "crop":
             regions = cut_regions(picture, boxes, self.config.region_side)
@@ -242,22 +245,29 @@ def region_triplet(features: Tensor, design: Tensor, margin: float = 0.5) -> Ten
 
 
 def retrieval_loss(
-    temperature: float, codec: HeatmapCodec, kind: str = "contrast"
+    temperature: float, codec: HeatmapCodec, kind: str = "contrast", fall: float = 0.0
 ) -> Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]:
-    """The loss of one batch; ``kind`` contrast (default) or triplet."""
+    """The loss of one batch; ``kind`` contrast (default) or triplet; ``fall``: weight of the hinge that lets
+    an edit lower its region's cosine by `EDITED_FALL`."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         features = embed(model, batch, codec)
         if kind == "triplet":
             return {"triplet": region_triplet(features, batch["design"])}
+        design = batch["design"]
+        same = (features[:, 0] * features[:, 1]).sum(-1)
+        copy = (features[:, 0] * features[:, 2]).sum(-1)
         # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond ranking
         # alone.
-        design = batch["design"]
         kept = (design == 0).all(1)
-        pull = (1 - (features[:, 0] * features[:, 2]).sum(-1))[kept].mean() + (
-            1 - (features[:, 0] * features[:, 1]).sum(-1)
-        )[kept].mean()
-        return {"contrast": region_contrast(features, design, temperature), "pull": 0.5 * pull}
+        parts = {
+            "contrast": region_contrast(features, design, temperature),
+            "pull": 0.5 * ((1 - copy)[kept].mean() + (1 - same)[kept].mean()),
+        }
+        edited = (design[:, :2] == 0).all(1) & (design[:, 2] == 1)
+        if fall and edited.any():
+            parts["fall"] = fall * F.relu(EDITED_FALL - (same - copy))[edited].mean()
+        return parts
 
     return loss
 
@@ -285,7 +295,9 @@ def validation_batch(
 @torch.inference_mode()
 def retrieval_figures(model: nn.Module, batch: dict[str, Tensor], codec: HeatmapCodec) -> dict[str, float]:
     """``recall@1`` of the edited photograph by the mean of the three best regions among all validation
-    photographs of other garments; ``kept`` / ``edited`` median cosine; ``auc`` of kept against edited."""
+    photographs of other garments; ``kept`` / ``edited`` median cosine; ``auc`` of kept against edited;
+    ``fall_untouched`` and, by region, ``fall_REGION`` where edited: how much lower a region's cosine is than
+    that of another photograph of the same design, median."""
     features = features_of(model, batch, codec)
     design = batch["design"]
     visible = (design >= 0).float().unsqueeze(-1)
@@ -294,19 +306,26 @@ def retrieval_figures(model: nn.Module, batch: dict[str, Tensor], codec: Heatmap
     score = cos.topk(3, dim=-1).values.mean(-1)
     rank = (score > score.diagonal().unsqueeze(1)).sum(1)
     own = (features[:, 0] * features[:, 2]).sum(-1)
+    fall = (features[:, 0] * features[:, 1]).sum(-1) - own
+    original = (design[:, :2] == 0).all(1)
+    unedited, edited = original & (design[:, 2] == 0), original & (design[:, 2] == 1)
     kept = own[(design[:, 0] == 0) & (design[:, 2] == 0)]
     changed = own[(design[:, 0] == 0) & (design[:, 2] == 1)]
     auc = (kept.unsqueeze(1) > changed.unsqueeze(0)).float().mean()
+    by_region = {f"fall_{name}": float(fall[:, r][edited[:, r]].median()) for r, name in enumerate(REGIONS)}
     return {
         "recall@1": float((rank == 0).float().mean()),
         "recall@5": float((rank < 5).float().mean()),
         "kept": float(kept.median()),
         "edited": float(changed.median()),
         "auc": float(auc),
+        "fall_untouched": float(fall[unedited].median()),
+        **by_region,
     }
 
 
 __all__ = [
+    "EDITED_FALL",
     "RETRIEVAL_CAMERA",
     "RetrievalSamples",
     "edited_regions",

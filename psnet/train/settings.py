@@ -25,6 +25,10 @@ class TrainSettings:
     landmark branch go on, by schedules of their own, and ``edited`` of the garments that they see are
     edited. ``box_noise``: how far the region boxes that the retrieval branch is trained on miss the true
     ones, as a share of their sides; the comparison of registered photographs measures it.
+
+    In the part copies the retrieval branch goes on by ``copies_retrieval``; ``copies_share`` of its samples
+    come from the folders ``copies``, in the layout of `psnet.data.plagiarized_fashion`; ``fall_weight`` is
+    that of the hinge on how far an edit lowers its region's cosine.
     """
 
     labels: tuple[str, ...] = ()
@@ -69,6 +73,12 @@ class TrainSettings:
         default_factory=lambda: LoopSettings(steps=1500, batch=48, learning_rate=2e-3)
     )
     retrieval_loss: str = "contrast"
+    copies: tuple[str, ...] = ()
+    copies_share: float = 0.3
+    copies_retrieval: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=500, batch=48, learning_rate=1e-3)
+    )
+    fall_weight: float = 3.0
     comparison: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=1200, batch=32, learning_rate=1e-3)
     )

@@ -10,6 +10,7 @@ from torch import nn
 from psnet.model import PSNetConfig
 from psnet.predictor import Predictor
 from psnet.render.labels import write_labels
+from psnet.render.plagiarized import write_plagiarized_fashion
 from psnet.taxonomy import TORSO_CATEGORIES
 from psnet.train.__main__ import main
 from psnet.train.loop import LoopSettings, fit
@@ -143,13 +144,16 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
         **dict.fromkeys(("detector", "landmarks", "self_training", "retrieval"), schedule),
         edited_detector=schedule,
         edited_landmarks=schedule,
+        copies=[str(write_plagiarized_fashion(tmp_path / "copies", 10, seed=2, size=(90, 120)))],
+        copies_share=0.5,
+        copies_retrieval=schedule,
         region_weight_samples=12,
         unlabelled=str(unlabelled),
         pseudo_score=0.0,
         pseudo_presence=0.0,
         pseudo_group=0.0,
     )
-    for part in ("detector", "landmarks", "self-training", "edited", "retrieval", "region-weights"):
+    for part in ("detector", "landmarks", "self-training", "edited", "retrieval", "copies", "region-weights"):
         assert main([part, "--config", config]) == 0
     assert main(["calibration", "--config", config]) in (
         0,
@@ -173,6 +177,8 @@ def test_every_branch_is_trained_by_the_same_command(tmp_path, branch):
     config = small_settings(tmp_path, labels, model=model, retrieval=schedule)
     assert main(["retrieval", "--config", config]) == 0
     assert (tmp_path / "out" / "retrieval.safetensors").exists()
+    assert main(["copies", "--config", config, "--set", "copies_retrieval.steps=1"]) == 0
+    assert main(["copies", "--config", config, "--set", f"copies=[{tmp_path}]"]) == 2
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

@@ -1,17 +1,21 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from psnet.boxes import mirror_boxes
 from psnet.data.edits import KINDS, PART_REGIONS, edit_region, random_parts, region_mask, sample_parts
 from psnet.data.photographs import read_labels, with_masks
+from psnet.data.plagiarized_fashion import box_row
 from psnet.data.rephotograph import CameraRange, Subject, rephotograph
 from psnet.model import PSNetConfig
 from psnet.regions import MIRROR, REGIONS
 from psnet.render.labels import write_labels
 from psnet.taxonomy import Taxonomy
+from psnet.train.copies import CopySamples, Mixed
 from psnet.train.detector import DetectorSamples
 from psnet.train.landmarks import (
     NO_GARMENT,
@@ -209,3 +213,65 @@ def test_garments_are_judged_as_they_are_and_edited(garments):
     assert all((view.pixels == g.read()).all() for (view, _), g in zip(shown, garments, strict=True))
     once, twice = edited_and_photographed(garments, 5), edited_and_photographed(garments, 5)
     assert all((a.pixels == b.pixels).all() for (a, _), (b, _) in zip(once, twice, strict=True))
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """A benchmark of one design with sleeves, its identical copy and a flipped one with another collar. A dot
+    is where the region is: red on the left sleeve, green on the right, blue elsewhere."""
+    folder = tmp_path_factory.mktemp("copies")
+    boxes = np.array(
+        [[40, 5, 60, 20], [70, 20, 95, 60], [5, 20, 30, 60], [35, 25, 65, 60], [35, 65, 65, 95]], np.float32
+    )
+    colours = [(0, 0, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 255)]
+    lines = []
+    for item, mirrored in (("q", False), ("same", False), ("copy", True)):
+        picture = Image.new("RGB", (100, 100))
+        for box, colour in zip(boxes, colours, strict=True):
+            picture.paste(colour, tuple(int(v) for v in box))
+        shown = boxes
+        if mirrored:
+            picture, shown = ImageOps.mirror(picture), mirror_boxes(boxes, 100)[list(MIRROR)]
+        picture.save(folder / f"{item}.png")
+        lines.append(json.dumps(box_row(item, np.array([5, 5, 95, 95]), shown)) + "\n")
+    (folder / "boxes.jsonl").write_text("".join(lines))
+    items = "item_id,image,category,group\n"
+    (folder / "query.csv").write_text(f"{items}q,q.png,long_sleeve_top,tops\n")
+    (folder / "gallery.csv").write_text(
+        f"{items}same,same.png,long_sleeve_top,tops\ncopy,copy.png,long_sleeve_top,tops\n"
+    )
+    (folder / "relations.csv").write_text(
+        "query,gallery,relation,modified,group,kinds,mirrored\n"
+        "q,same,identical,,tops,,0\nq,copy,plagiarised,collar,tops,collar,1\n"
+    )
+    return folder
+
+
+def test_copies_are_shown_beside_two_photographs_of_their_original(copies):
+    one = CopySamples([copies], 3, 16, 0.0).sample(5)
+    assert one["regions"].shape == (3, 5, 3, 16, 16) and int(one["parts"]) == 1
+    assert one["design"].tolist() == [[0] * 5, [0] * 5, [1, 0, 0, 0, 0]]
+    # Flipped back, each sleeve is on its own side again.
+    for view in one["regions"]:
+        assert view[1, 0].float().mean() > 150 > view[1, 1].float().mean()
+        assert view[2, 1].float().mean() > 150 > view[2, 0].float().mean()
+
+
+def test_copies_without_boxes_cannot_be_cut_out(copies, tmp_path):
+    shutil.copytree(copies, tmp_path / "copies")
+    (tmp_path / "copies" / "boxes.jsonl").unlink()
+    with pytest.raises(ValueError, match="no boxes of"):
+        CopySamples([tmp_path / "copies"], 3, 16, 0.0)
+
+
+def test_a_mixture_takes_its_share_from_the_second_source():
+    class Numbers:
+        def __init__(self, number):
+            self.number = number
+
+        def sample(self, index):
+            return {"number": self.number, "index": index}
+
+    drawn = [Mixed(Numbers(0), Numbers(1), 0.3, 2).sample(i) for i in range(2000)]
+    assert all(row["index"] == i for i, row in enumerate(drawn))
+    assert abs(np.mean([row["number"] for row in drawn]) - 0.3) < 0.04
