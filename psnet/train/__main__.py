@@ -349,15 +349,21 @@ def train_retrieval(settings: TrainSettings) -> None:
 
 def train_copies(settings: TrainSettings) -> None:
     """Go on with the retrieval branch: an edit has to lower its region's cosine, and some of the samples are
-    photographs of designs and their copies, each taken by itself."""
+    photographs of designs and their copies, each taken by itself. What comes out lies between the weights
+    before and after (Wortsman et al., Robust fine-tuning, CVPR 2022): it tells edits apart as well as those
+    after, and ranks as well as those before."""
     if settings.copies and settings.model.retrieval != "crop":
         raise ConfigError(
             "copies: can only be read for a branch with a crop per region (model.retrieval: crop)"
         )
     train, held = load_garments(settings, pseudo_labels=True)
     out, seed, side = Path(settings.out), settings.seed + 3, settings.model.region_side
-    model = build_retrieval_branch(settings.model)
-    load_part(model, out / RETRIEVAL_FILE)
+    before, model = out / "copies" / RETRIEVAL_FILE, build_retrieval_branch(settings.model)
+    load_part(model, before if before.exists() else out / RETRIEVAL_FILE)
+    # Kept, because the other file is written over in the end, and the same command may be given again.
+    before.parent.mkdir(exist_ok=True)
+    save_part(model, before)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
     codec = heatmap_codec(settings.model)
     batch = validation_batch(held, settings.seed + 1, settings.model)
     samples: Samples = RetrievalSamples(train, seed, settings.model, settings.box_noise)
@@ -373,6 +379,10 @@ def train_copies(settings: TrainSettings) -> None:
         _loop(settings, settings.copies_retrieval),
         lambda m: retrieval_figures(m, batch, codec),
     )
+    end = model.cpu().state_dict()
+    way = settings.copies_step
+    between = {k: torch.lerp(v, end[k], way) if v.is_floating_point() else end[k] for k, v in start.items()}
+    model.load_state_dict(between)
     save_part(model, out / RETRIEVAL_FILE)
 
 

@@ -28,7 +28,8 @@ class TrainSettings:
 
     In the part copies the retrieval branch goes on by ``copies_retrieval``; ``copies_share`` of its samples
     come from the folders ``copies``, in the layout of `psnet.data.plagiarized_fashion`; ``fall_weight`` is
-    that of the hinge on how far an edit lowers its region's cosine.
+    that of the hinge on how far an edit lowers its region's cosine; the branch that comes out lies
+    ``copies_step`` of the way from the weights before to those after.
     """
 
     labels: tuple[str, ...] = ()
@@ -75,6 +76,7 @@ class TrainSettings:
     retrieval_loss: str = "contrast"
     copies: tuple[str, ...] = ()
     copies_share: float = 0.3
+    copies_step: float = 0.7
     copies_retrieval: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=500, batch=48, learning_rate=1e-3)
     )

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from psnet.model import PSNetConfig
@@ -155,6 +156,16 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     )
     for part in ("detector", "landmarks", "self-training", "edited", "retrieval", "copies", "region-weights"):
         assert main([part, "--config", config]) == 0
+    made = (tmp_path / "out" / "retrieval.safetensors").read_bytes()
+    assert main(["copies", "--config", config]) == 0
+    assert (tmp_path / "out" / "retrieval.safetensors").read_bytes() == made
+    assert main(["copies", "--config", config, "--set", "copies_step=0"]) == 0
+    before = load_file(tmp_path / "out" / "copies" / "retrieval.safetensors")
+    for name, value in load_file(tmp_path / "out" / "retrieval.safetensors").items():
+        if value.is_floating_point():  # not how many batches the normalisation has seen
+            torch.testing.assert_close(value, before[name])
+    assert main(["copies", "--config", config]) == 0
+    assert (tmp_path / "out" / "retrieval.safetensors").read_bytes() == made
     assert main(["calibration", "--config", config]) in (
         0,
         2,
