@@ -157,8 +157,6 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     for part in ("detector", "landmarks", "self-training", "edited", "retrieval", "copies", "region-weights"):
         assert main([part, "--config", config]) == 0
     made = (tmp_path / "out" / "retrieval.safetensors").read_bytes()
-    assert main(["copies", "--config", config]) == 0
-    assert (tmp_path / "out" / "retrieval.safetensors").read_bytes() == made
     assert main(["copies", "--config", config, "--set", "copies_step=0"]) == 0
     before = load_file(tmp_path / "out" / "copies" / "retrieval.safetensors")
     for name, value in load_file(tmp_path / "out" / "retrieval.safetensors").items():
