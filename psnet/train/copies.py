@@ -18,13 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from psnet.boxes import mirror_boxes
-from psnet.crops import cut_regions
 from psnet.data.edits import PART_REGIONS
 from psnet.data.photographs import read_pixels
 from psnet.data.plagiarized_fashion import read_plagiarized_fashion
 from psnet.regions import GROUPS, MIRROR, NUM_REGIONS, REGIONS
 from psnet.train.loop import Samples
-from psnet.train.retrieval import IGNORED, jittered
+from psnet.train.retrieval import IGNORED, drawn, jittered, region_pictures
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,7 @@ class CopySamples:
 
     def sample(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, 3, index))
-        count = len(self.copies)
-        order = np.random.default_rng((self.seed, 4, index // count)).permutation(count)
-        chosen = self.copies[int(order[index % count])]
+        chosen = self.copies[drawn((self.seed, 4), index, len(self.copies))]
         same = chosen.same or (chosen.original,)
         shown = (chosen.original, same[int(rng.integers(len(same)))], chosen.copy)
         design = np.zeros((len(shown), NUM_REGIONS), np.int64)
@@ -80,8 +77,7 @@ class CopySamples:
         for v, photograph in enumerate(shown):
             picture, boxes = photograph.upright()
             design[v] = np.where(np.isnan(boxes[:, 0]), IGNORED, 0)
-            regions = cut_regions(picture, jittered(boxes, rng, self.box_noise), self.side)
-            pictures.append(np.ascontiguousarray(regions.transpose(0, 3, 1, 2)))
+            pictures.append(region_pictures(picture, jittered(boxes, rng, self.box_noise), self.side))
         edited = [REGIONS.index(name) for part in chosen.modified for name in PART_REGIONS[part]]
         design[2, edited] = np.where(design[2, edited] == IGNORED, IGNORED, 1)
         return {

@@ -96,6 +96,19 @@ def jittered(region_boxes: np.ndarray, rng: np.random.Generator, amount: float) 
     return (region_boxes + off * extents(region_boxes)).astype(np.float32)
 
 
+def drawn(seed: tuple[int, ...], index: int, count: int) -> int:
+    """Which of ``count`` things sample ``index`` shows: all of them, epoch after epoch, in a new order. So no
+    batch holds one twice, or its twin would be taken for a stranger."""
+    order = np.random.default_rng((*seed, index // count)).permutation(count)
+    return int(order[index % count])
+
+
+def region_pictures(picture: Image.Image, region_boxes: np.ndarray, side: int) -> np.ndarray:
+    """Region boxes (5, 4) of a picture -> what `psnet.retrieval.CropRetrieval` sees, (5, 3, side, side)
+    uint8."""
+    return np.ascontiguousarray(cut_regions(picture, region_boxes, side).transpose(0, 3, 1, 2))
+
+
 class RetrievalSamples:
     """Three photographs a sample, as ``config.retrieval`` wants to see them, with which regions agree.
 
@@ -121,10 +134,8 @@ class RetrievalSamples:
 
     def sample(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        # One epoch after another: no garment twice in a batch, or its twin would be taken for a stranger.
         count = len(self.garments)
-        order = np.random.default_rng((self.seed, 1, index // count)).permutation(count)
-        garment = self.garments[int(order[index % count])]
+        garment = self.garments[drawn((self.seed, 1), index, count)]
         subject = subject_of(garment)
         if rng.random() < 0.5:
             subject = mirror_subject(subject, self.swap)
@@ -165,8 +176,7 @@ class RetrievalSamples:
         boxes = jittered(view.region_boxes, rng, self.box_noise)
         picture = Image.fromarray(view.pixels)
         if self.config.retrieval == "crop":
-            regions = cut_regions(picture, boxes, self.config.region_side)
-            return {"regions": np.ascontiguousarray(regions.transpose(0, 3, 1, 2))}
+            return {"regions": region_pictures(picture, boxes, self.config.region_side)}
         side = self.config.crop_side
         miss = (rng.normal(0, 0.5 * self.box_noise, 4) * extents(view.box)).astype(np.float32)
         frame = expand(view.box + miss, GARMENT_MARGIN, picture.width, picture.height)
@@ -244,6 +254,19 @@ def region_triplet(features: Tensor, design: Tensor, margin: float = 0.5) -> Ten
     return total
 
 
+def _cosines(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, 3, 5, d) -> (n, 5) of the original with another photograph of it and with the copy."""
+    original, other, copy = features.unbind(1)
+    return (original * other).sum(-1), (original * copy).sum(-1)
+
+
+def _told(design: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, 3, 5) as in `RetrievalSamples` -> (n, 5) bool: regions that all three photographs show, and that
+    the copy has unedited, or edited."""
+    shown = (design[:, :2] == 0).all(1)
+    return shown & (design[:, 2] == 0), shown & (design[:, 2] == 1)
+
+
 def retrieval_loss(
     temperature: float, codec: HeatmapCodec, kind: str = "contrast", fall: float = 0.0
 ) -> Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]:
@@ -254,17 +277,14 @@ def retrieval_loss(
         features = embed(model, batch, codec)
         if kind == "triplet":
             return {"triplet": region_triplet(features, batch["design"])}
-        design = batch["design"]
-        same = (features[:, 0] * features[:, 1]).sum(-1)
-        copy = (features[:, 0] * features[:, 2]).sum(-1)
+        same, copy = _cosines(features)
+        kept, edited = _told(batch["design"])
         # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond ranking
         # alone.
-        kept = (design == 0).all(1)
         parts = {
-            "contrast": region_contrast(features, design, temperature),
+            "contrast": region_contrast(features, batch["design"], temperature),
             "pull": 0.5 * ((1 - copy)[kept].mean() + (1 - same)[kept].mean()),
         }
-        edited = (design[:, :2] == 0).all(1) & (design[:, 2] == 1)
         if fall and edited.any():
             parts["fall"] = fall * F.relu(EDITED_FALL - (same - copy))[edited].mean()
         return parts
@@ -305,10 +325,9 @@ def retrieval_figures(model: nn.Module, batch: dict[str, Tensor], codec: Heatmap
     cos = torch.einsum("qrd,xrd->qxr", f[:, 0], f[:, 2])
     score = cos.topk(3, dim=-1).values.mean(-1)
     rank = (score > score.diagonal().unsqueeze(1)).sum(1)
-    own = (features[:, 0] * features[:, 2]).sum(-1)
-    fall = (features[:, 0] * features[:, 1]).sum(-1) - own
-    original = (design[:, :2] == 0).all(1)
-    unedited, edited = original & (design[:, 2] == 0), original & (design[:, 2] == 1)
+    other, own = _cosines(features)
+    fall = other - own
+    unedited, edited = _told(design)
     kept = own[(design[:, 0] == 0) & (design[:, 2] == 0)]
     changed = own[(design[:, 0] == 0) & (design[:, 2] == 1)]
     auc = (kept.unsqueeze(1) > changed.unsqueeze(0)).float().mean()
@@ -328,12 +347,14 @@ __all__ = [
     "EDITED_FALL",
     "RETRIEVAL_CAMERA",
     "RetrievalSamples",
+    "drawn",
     "edited_regions",
     "embed",
     "features_of",
     "jittered",
     "mirror_subject",
     "region_contrast",
+    "region_pictures",
     "region_triplet",
     "retrieval_figures",
     "retrieval_loss",
