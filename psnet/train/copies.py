@@ -43,18 +43,24 @@ class _Photograph:
 
 @dataclass(frozen=True)
 class _Copy:
-    """``same``: other photographs of the original's design."""
+    photograph: _Photograph
+    modified: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Design:
+    """``same``: other photographs of it; ``copies``: at least one."""
 
     original: _Photograph
-    same: tuple[_Photograph, ...]
-    copy: _Photograph
-    modified: tuple[str, ...]
     group: str
+    same: tuple[_Photograph, ...]
+    copies: tuple[_Copy, ...]
 
 
 class CopySamples:
     """Three photographs a sample, as `RetrievalSamples` has them for a branch with a crop per region: the
-    original, an identical copy (the original again where there is none) and another copy.
+    original, an identical copy (the original again where there is none) and another copy. Designs are gone
+    through, not copies: two copies of one original in a batch would make a stranger of it.
 
     Raises:
         FileNotFoundError: a folder lacks a table.
@@ -63,36 +69,37 @@ class CopySamples:
 
     def __init__(self, folders: Sequence[Path], seed: int, side: int, box_noise: float) -> None:
         self.seed, self.side, self.box_noise = seed, side, box_noise
-        self.copies = [copy for folder in folders for copy in _copies_in(folder)]
-        if not self.copies:
+        self.designs = [design for folder in folders for design in _designs_in(folder)]
+        if not self.designs:
             raise ValueError(f"{', '.join(map(str, folders))}: no copy that differs from its original")
 
     def sample(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, 3, index))
-        chosen = self.copies[drawn((self.seed, 4), index, len(self.copies))]
+        chosen = self.designs[drawn((self.seed, 4), index, len(self.designs))]
         same = chosen.same or (chosen.original,)
-        shown = (chosen.original, same[int(rng.integers(len(same)))], chosen.copy)
+        copy = chosen.copies[int(rng.integers(len(chosen.copies)))]
+        shown = (chosen.original, same[int(rng.integers(len(same)))], copy.photograph)
         design = np.zeros((len(shown), NUM_REGIONS), np.int64)
         pictures = []
         for v, photograph in enumerate(shown):
             picture, boxes = photograph.upright()
             design[v] = np.where(np.isnan(boxes[:, 0]), IGNORED, 0)
             pictures.append(region_pictures(picture, jittered(boxes, rng, self.box_noise), self.side))
-        edited = [REGIONS.index(name) for part in chosen.modified for name in PART_REGIONS[part]]
+        edited = [REGIONS.index(name) for part in copy.modified for name in PART_REGIONS[part]]
         design[2, edited] = np.where(design[2, edited] == IGNORED, IGNORED, 1)
         return {
             "regions": torch.from_numpy(np.stack(pictures)),
             "design": torch.from_numpy(design),
             "group": torch.tensor(GROUPS.index(chosen.group)),
-            "parts": torch.tensor(len(chosen.modified)),
+            "parts": torch.tensor(len(copy.modified)),
         }
 
 
-def _copies_in(folder: Path) -> list[_Copy]:
+def _designs_in(folder: Path) -> list[_Design]:
     known = read_plagiarized_fashion(folder)
     paths = {item.item_id: item.image_path for item in (*known.queries, *known.gallery)}
 
-    def photograph(item: str, mirrored: bool) -> _Photograph:
+    def photograph(item: str, mirrored: bool = False) -> _Photograph:
         if item not in known.boxes:
             raise ValueError(
                 f"{folder / 'boxes.jsonl'}: no boxes of {item!r}, so its regions cannot be cut out"
@@ -100,19 +107,18 @@ def _copies_in(folder: Path) -> list[_Copy]:
         return _Photograph(paths[item], known.boxes[item].region_boxes, mirrored)
 
     same: dict[str, list[_Photograph]] = {}
+    copies: dict[str, list[_Copy]] = {}
+    groups: dict[str, str] = {}
     for relation in known.relations:
+        shown = photograph(relation.gallery, relation.mirrored)
         if relation.relation == "identical":
-            same.setdefault(relation.query, []).append(photograph(relation.gallery, relation.mirrored))
+            same.setdefault(relation.query, []).append(shown)
+        else:
+            copies.setdefault(relation.query, []).append(_Copy(shown, relation.modified))
+            groups[relation.query] = relation.group
     return [
-        _Copy(
-            photograph(relation.query, False),
-            tuple(same.get(relation.query, ())),
-            photograph(relation.gallery, relation.mirrored),
-            relation.modified,
-            relation.group,
-        )
-        for relation in known.relations
-        if relation.relation != "identical"
+        _Design(photograph(query), groups[query], tuple(same.get(query, ())), tuple(found))
+        for query, found in copies.items()
     ]
 
 

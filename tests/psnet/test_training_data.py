@@ -257,6 +257,24 @@ def test_copies_are_shown_beside_two_photographs_of_their_original(copies):
         assert view[2, 1].float().mean() > 150 > view[2, 0].float().mean()
 
 
+def test_no_batch_of_copies_shows_one_original_twice(copies, tmp_path):
+    folder = tmp_path / "copies"
+    shutil.copytree(copies, folder)
+    for name, text in (
+        ("gallery.csv", "other,copy.png,long_sleeve_top,tops\n"),
+        ("relations.csv", "q,other,plagiarised,waist,tops,hem,1\n"),
+    ):
+        with (folder / name).open("a") as file:
+            file.write(text)
+    boxes = (folder / "boxes.jsonl").read_text().splitlines()
+    boxes.append(boxes[-1].replace(json.loads(boxes[-1])["item_id"], "other"))
+    (folder / "boxes.jsonl").write_text("\n".join(boxes))
+    samples = CopySamples([folder], 3, 16, 0.0)
+    assert [len(design.copies) for design in samples.designs] == [2]
+    edited = {tuple(samples.sample(i)["design"][2].tolist()) for i in range(20)}
+    assert edited == {(1, 0, 0, 0, 0), (0, 0, 0, 0, 1)}
+
+
 def test_copies_without_boxes_cannot_be_cut_out(copies, tmp_path):
     shutil.copytree(copies, tmp_path / "copies")
     (tmp_path / "copies" / "boxes.jsonl").unlink()
