@@ -65,6 +65,9 @@ POINTS = range(8, 31)
 # A catalogue of this many items may get one false suspect per 200 of them; pairs grow with its square.
 CATALOGUE = 4000
 FALSE_PER_ITEM = 1 / 200
+# Of these so many by features alone. Nearly all copies show in photographs that lie upon each other, and so does
+# what was changed; tops of one colour differ in nothing that features see, and would use up the rest.
+BY_FEATURES_ALONE = 0.2
 
 
 @dataclass(frozen=True)
@@ -320,10 +323,13 @@ def suspect_thresholds(
     copies: Pairs, strangers: Pairs, calibration: Calibration, allowed: float
 ) -> Calibration:
     """Least score and least normalised score of a suspect, and least agreeing points of photographs that lie
-    upon each other: of those that let no more than ``allowed`` pairs of strangers pass, the ones that keep
-    most copies; of equal ones the most points."""
+    upon each other: of those that let no more than ``allowed`` pairs of strangers pass (where photographs are
+    laid upon each other, only `BY_FEATURES_ALONE` of them by features alone), the ones that keep most copies;
+    of equal ones the most points."""
+    laid = calibration.changed_threshold is not None
+    share = BY_FEATURES_ALONE if laid else 1.0
     best: tuple[tuple[float, int, float], Calibration] | None = None
-    for points in POINTS if calibration.changed_threshold is not None else POINTS[:1]:
+    for points in POINTS if laid else POINTS[:1]:
         for score in np.arange(0.5, 1.0, 0.01):
             tried = replace(
                 calibration,
@@ -333,7 +339,7 @@ def suspect_thresholds(
             )
             by_features = strangers.points < points
             reported = strangers.judged(tried)[1]
-            rest = allowed - (reported & ~by_features).sum()
+            rest = min(share * allowed, allowed - (reported & ~by_features).sum())
             if rest < 0:
                 continue
             rivals = np.sort(strangers.normalised[reported & by_features])[::-1]

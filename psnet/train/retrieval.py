@@ -275,16 +275,17 @@ def retrieval_loss(
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         features = embed(model, batch, codec)
-        if kind == "triplet":
-            return {"triplet": region_triplet(features, batch["design"])}
         same, copy = _cosines(features)
         kept, edited = _told(batch["design"])
-        # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond ranking
-        # alone.
-        parts = {
-            "contrast": region_contrast(features, batch["design"], temperature),
-            "pull": 0.5 * ((1 - copy)[kept].mean() + (1 - same)[kept].mean()),
-        }
+        if kind == "triplet":
+            parts = {"triplet": region_triplet(features, batch["design"])}
+        else:
+            # An unedited region of the copy must stay: pull its cosine to the original's towards 1 beyond
+            # ranking alone.
+            parts = {
+                "contrast": region_contrast(features, batch["design"], temperature),
+                "pull": 0.5 * ((1 - copy)[kept].mean() + (1 - same)[kept].mean()),
+            }
         if fall and edited.any():
             parts["fall"] = fall * F.relu(EDITED_FALL - (same - copy))[edited].mean()
         return parts

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from psnet.model import PSNetConfig
+from psnet.model import PSNetConfig, heatmap_codec
 from psnet.predictor import Predictor
 from psnet.render.labels import write_labels
 from psnet.render.plagiarized import write_plagiarized_fashion
@@ -16,7 +16,7 @@ from psnet.taxonomy import TORSO_CATEGORIES
 from psnet.train.__main__ import main
 from psnet.train.loop import LoopSettings, fit
 from psnet.train.pseudo import category_evidence, settled_category
-from psnet.train.retrieval import region_contrast, region_triplet
+from psnet.train.retrieval import EDITED_FALL, region_contrast, region_triplet, retrieval_loss
 
 
 class Line:
@@ -126,6 +126,23 @@ def small_settings(folder, labels, **more):
     path = folder / "train.yaml"
     path.write_text(json.dumps(settings))
     return str(path)
+
+
+@pytest.mark.parametrize("kind", ["contrast", "triplet"])
+@pytest.mark.parametrize("fallen", [0.1, 0.9])
+def test_an_edit_has_to_lower_its_regions_cosine(kind, fallen):
+    """Features stand in for pictures. The second sample's edited region is hidden: nothing can be said."""
+    features = torch.zeros(2, 3, 5, 4, 1, 1)
+    features[..., 0, 0, 0] = 1
+    features[0, 2, 3, :2, 0, 0] = torch.tensor([1 - fallen, (1 - (1 - fallen) ** 2) ** 0.5])
+    design = torch.zeros(2, 3, 5, dtype=torch.long)
+    design[:, 2, 3] = 1
+    design[1, 0, 3] = -1
+    batch = {"regions": features * 255, "design": design}
+    loss = retrieval_loss(0.07, heatmap_codec(PSNetConfig()), kind, fall=3.0)
+    parts = loss(lambda pictures: pictures[..., 0, 0], batch)
+    assert kind in parts
+    assert float(parts["fall"]) == pytest.approx(3 * max(EDITED_FALL - fallen, 0), abs=1e-6)
 
 
 def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
