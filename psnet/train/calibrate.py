@@ -65,8 +65,8 @@ POINTS = range(8, 31)
 # A catalogue of this many items may get one false suspect per 200 of them; pairs grow with its square.
 CATALOGUE = 4000
 FALSE_PER_ITEM = 1 / 200
-# Of these so many by features alone. Nearly all copies show in photographs that lie upon each other, and so does
-# what was changed; tops of one colour differ in nothing that features see, and would use up the rest.
+# Of these so many by features alone. Nearly all copies show in photographs that lie upon each other, and so
+# does what was changed; tops of one colour differ in nothing that features see, and would use up the rest.
 BY_FEATURES_ALONE = 0.2
 
 
