@@ -7,7 +7,8 @@ Whoever copies a garment often takes its photograph too. Where one photograph ca
 what was edited can be told region by region. ``pipeline.judge`` takes it above the features' word; a pair
 whose photographs cannot be laid upon each other is judged by its features alone.
 
-Parts are committed one by one, so a run that was killed goes on where it stopped.
+What costs most is to find a photograph's local features, so pairs that share photographs are looked at one
+after the other. Parts are committed one by one, so a run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from pipeline.calibration import load_calibration
 from pipeline.errors import RunError, UserError
@@ -107,6 +110,7 @@ def verify(run: RunDirectory, settings: Settings) -> None:
             if wanted:
                 pairs = likely_pairs(run, settings, calibration)
                 found = _verified(run, settings, pairs, f"{network}-{METHOD}-{settings.extract.decode_side}")
+            found = found.sort_by([(name, "ascending") for name in VERIFIED_SCHEMA.names[:4]])
             write_shard(run.verified_path, found, {})
         except OSError as error:
             reason = error.strerror or error
@@ -147,7 +151,7 @@ def is_likely(pairs: pa.Table, settings: Settings, calibration: Calibration) -> 
 
 def likely_pairs(run: RunDirectory, settings: Settings, calibration: Calibration) -> pa.Table:
     """Pairs of garments worth a second look, each once, as the first four columns of VERIFIED_SCHEMA and
-    ``mirrored``.
+    ``mirrored``; those that share photographs stand close together.
 
     All that would be suspects by their features, and of each item the ``verify.max_pairs_per_item`` best from
     ``verify.min_normalised_score`` on. Without those that are never reported, and those of one picture.
@@ -175,9 +179,22 @@ def likely_pairs(run: RunDirectory, settings: Settings, calibration: Calibration
                 ]
             )
             mirrored.setdefault((one, other), pair["mirrored"])
-    rows = [(*one, *other, flipped) for (one, other), flipped in sorted(mirrored.items())]
+    rows = [(*one, *other, mirrored[one, other]) for one, other in _neighbours_together(sorted(mirrored))]
     schema = pa.schema([VERIFIED_SCHEMA.field(name) for name in (*VERIFIED_SCHEMA.names[:4], "mirrored")])
     return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+
+
+def _neighbours_together(pairs: list[tuple[Key, Key]]) -> list[tuple[Key, Key]]:
+    """The pairs in another order: garments are put in a row in which partners are near each other (Cuthill
+    and McKee, ACM 1969), and a pair comes when its second one does."""
+    number = {key: at for at, key in enumerate(dict.fromkeys(key for pair in pairs for key in pair))}
+    if not number:
+        return pairs
+    one, other = np.array([[number[key] for key in pair] for pair in pairs]).T
+    graph = coo_matrix((np.ones(len(pairs), np.int8), (one, other)), shape=(len(number),) * 2).tocsr()
+    place = np.argsort(reverse_cuthill_mckee(graph + graph.T, symmetric_mode=True))
+    ends = np.sort(place[np.stack([one, other])], axis=0)
+    return [pairs[at] for at in np.lexsort(ends)]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ MIN_COMPARABLE = 3
 MAX_CHANGED_PARTS = 2
 """A design with more parts changed is another design (Lang et al., CVPR 2020, section 3)."""
 
-LIKELY = 0.45
+LIKELY = 0.3
 """Normalised score from which the photographs of a pair are worth a look (`psnet.verification`)."""
 LOOKED_AT = 5
 """Of each item so many pairs are looked at, its best ones."""
