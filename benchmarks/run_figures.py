@@ -11,8 +11,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from pipeline.calibration import load_calibration
 from pipeline.evaluate import read_truth, retrieval, verdicts
 from pipeline.rundir import STAGES, RunDirectory
+from pipeline.settings import load_settings
+from pipeline.verify import likely_pairs
+from psnet.evaluation.truth import ACCUSED, TruthPair
+
+# Normalised scores from which photographs might be looked at again.
+_FROM = (0.6, 0.45, 0.3)
 
 
 def _size(path: Path) -> str:
@@ -22,6 +31,34 @@ def _size(path: Path) -> str:
         else path.stat().st_size
     )
     return f"{total / 1e6:.1f} MB"
+
+
+def second_look(run: RunDirectory, truth: Sequence[TruthPair]) -> list[str]:
+    """What looking at the photographs of likely pairs comes to, by where "likely" begins."""
+    items = pq.read_table(run.items_path, columns=["item_id", "image_sha256"]).to_pylist()
+    picture = {item["item_id"]: item["image_sha256"] for item in items}
+    planted = {
+        frozenset((picture[pair.original], picture[pair.copy]))
+        for pair in truth
+        if pair.relation in ACCUSED and {pair.original, pair.copy} <= picture.keys()
+    }
+    verified = pq.read_table(run.verified_path).to_pylist()
+    laid = {_photographs(row) for row in verified if row["status"] == "registered"}
+    lines = [
+        "| looked at again from | pairs | copies among them | laid upon each other | copies of these |",
+        "|---|---|---|---|---|",
+    ]
+    for least in _FROM:
+        settings = load_settings(None, [f"verify.min_normalised_score={least}"])
+        likely = likely_pairs(run, settings, load_calibration(settings)).to_pylist()
+        looked_at = {_photographs(row) for row in likely}
+        counts = [len(which & some) for some in (looked_at, looked_at & laid) for which in (some, planted)]
+        lines.append(f"| {least:g} | {' | '.join(map(str, counts))} |")
+    return [*lines, ""]
+
+
+def _photographs(row: dict[str, object]) -> frozenset[object]:
+    return frozenset((row["image_sha256"], row["other_image_sha256"]))
 
 
 def run_section(name: str, folder: Path, truth: Path | None) -> str:
@@ -51,9 +88,9 @@ def run_section(name: str, folder: Path, truth: Path | None) -> str:
         for part in ("garments", "index", "pairs.parquet", "verified.parquet", "report")
     ]
     lines += ["", f"On disk: {', '.join(sizes)}.", ""]
+    run, pairs = RunDirectory(folder), [] if truth is None else read_truth(truth)
+    lines += second_look(run, pairs)
     if truth is not None:
-        pairs = read_truth(truth)
-        run = RunDirectory(folder)
         lines += ["| group | mAP | recall@1 | recall@10 | recall@20 |", "|---|---|---|---|---|"]
         for group, row in retrieval(run, pairs).items():
             lines.append(
