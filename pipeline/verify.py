@@ -26,8 +26,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from pipeline.calibration import load_calibration
 from pipeline.errors import RunError, UserError
@@ -179,22 +177,18 @@ def likely_pairs(run: RunDirectory, settings: Settings, calibration: Calibration
                 ]
             )
             mirrored.setdefault((one, other), pair["mirrored"])
-    rows = [(*one, *other, mirrored[one, other]) for one, other in _neighbours_together(sorted(mirrored))]
+    rows = [(*one, *other, mirrored[one, other]) for one, other in _by_reading(sorted(mirrored))]
     schema = pa.schema([VERIFIED_SCHEMA.field(name) for name in (*VERIFIED_SCHEMA.names[:4], "mirrored")])
     return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
 
 
-def _neighbours_together(pairs: list[tuple[Key, Key]]) -> list[tuple[Key, Key]]:
-    """The pairs in another order: garments are put in a row in which partners are near each other (Cuthill
-    and McKee, ACM 1969), and a pair comes when its second one does."""
+def _by_reading(pairs: list[tuple[Key, Key]]) -> list[tuple[Key, Key]]:
+    """The pairs in the order in which they are looked at."""
+    from psnet.verification import reading_order
+
     number = {key: at for at, key in enumerate(dict.fromkeys(key for pair in pairs for key in pair))}
-    if not number:
-        return pairs
-    one, other = np.array([[number[key] for key in pair] for pair in pairs]).T
-    graph = coo_matrix((np.ones(len(pairs), np.int8), (one, other)), shape=(len(number),) * 2).tocsr()
-    place = np.argsort(reverse_cuthill_mckee(graph + graph.T, symmetric_mode=True))
-    ends = np.sort(place[np.stack([one, other])], axis=0)
-    return [pairs[at] for at in np.lexsort(ends)]
+    ends = np.array([[number[key] for key in pair] for pair in pairs], int).reshape(-1, 2)
+    return [pairs[at] for at in reading_order(*ends.T)]
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,28 @@ def are_the_garments(one: Sight, other: Sight, found: Registration) -> bool:
     return surroundings_agree(around, around_other, found.warp) < _SAME_FLOOR
 
 
+def reading_order(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(p,) positions of pairs in an order in which those that share a photograph stand close together: what
+    costs most is to find a photograph's local features, and only some can be kept at hand.
+
+    Photographs are put in a row in which partners are near each other (Cuthill and McKee, ACM 1969), and a
+    pair comes when its second one does.
+
+    Args:
+        one, other: (p,) numbers of the photographs, from 0.
+    """
+    # Only a machine that verifies has scipy.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    count = int(max(one.max(initial=-1), other.max(initial=-1))) + 1
+    if not count:
+        return np.zeros(0, int)
+    graph = coo_matrix((np.ones(len(one)), (one, other)), shape=(count, count)).tocsr()
+    place = np.argsort(reverse_cuthill_mckee(graph + graph.T, symmetric_mode=True))
+    return np.lexsort(np.sort(place[np.stack([one, other])], axis=0))
+
+
 def as_arrays(seen: Sequence[Verification | None]) -> tuple[np.ndarray, np.ndarray]:
     """(n,) points, 0 where photographs do not lie upon each other, and (n, 5) float32 log-odds of change, NaN
     there: what `psnet.verdict.weigh` takes."""

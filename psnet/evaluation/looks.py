@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from psnet.evaluation.garments import GarmentTable
-from psnet.verification import Sight, Verification, Verifier
+from psnet.verification import Sight, Verification, Verifier, reading_order
 
 # Photographs at hand, decoded.
 _AT_HAND = 256
@@ -37,7 +37,9 @@ class Looks:
         Args:
             query, match: (p,) rows of the table, -1: no garment. mirrored: (p,) bool, what the features say.
         """
-        return [
-            None if min(q, x) < 0 else self._verifier.verify(self._sight(q), self._sight(x), flipped)
-            for q, x, flipped in zip(query.tolist(), match.tolist(), mirrored.tolist(), strict=True)
-        ]
+        seen: list[Verification | None] = [None] * len(query)
+        shown = np.flatnonzero((query >= 0) & (match >= 0))
+        for p in shown[reading_order(query[shown], match[shown])]:
+            one, other = self._sight(int(query[p])), self._sight(int(match[p]))
+            seen[p] = self._verifier.verify(one, other, bool(mirrored[p]))
+        return seen

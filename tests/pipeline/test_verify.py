@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -268,25 +266,3 @@ def test_nothing_is_looked_at_where_it_is_switched_off_or_no_network_came_along(
         assert pq.read_metadata(run.verified_path).num_rows == 0
         assert run.stage_record("verify")["skipped"]
         judge(run, chosen)
-
-
-def test_pairs_that_share_photographs_stand_together():
-    """Designs of five photographs each, all pairs of a design, in an order that says nothing."""
-    rng = np.random.default_rng(0)
-    names = rng.permutation(200)
-    photographs = [(f"{names[number]:064x}", 0) for number in range(200)]
-    designs = [photographs[start : start + 5] for start in range(0, 200, 5)]
-    pairs = sorted(
-        (min(one, other), max(one, other)) for design in designs for one, other in combinations(design, 2)
-    )
-    ordered = stage._neighbours_together(pairs)
-    assert sorted(ordered) == pairs and stage._neighbours_together([]) == []
-    held: OrderedDict[stage.Key, None] = OrderedDict()
-    read = 0
-    for key in (key for pair in ordered for key in pair):
-        read += key not in held
-        held[key] = None
-        held.move_to_end(key)
-        if len(held) > 8:
-            held.popitem(last=False)
-    assert read == len(photographs)

@@ -1,7 +1,9 @@
 """Photographs laid upon each other: found where they belong together, and what was changed is seen there."""
 
+from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from psnet.train.calibrate import CALIBRATION_CAMERA
 from psnet.train.comparison import ComparisonSamples, comparison_batch, comparison_figures, comparison_loss
 from psnet.train.landmarks import subject_of
 from psnet.train.retrieval import mirror_subject
-from psnet.verification import Sight, Verifier
+from psnet.verification import Sight, Verifier, reading_order
 from psnet.warp import Warp
 
 SWAP = Taxonomy.load("clothing11").swap
@@ -290,3 +292,23 @@ def test_a_region_that_only_one_photograph_shows_is_compared_and_one_that_none_s
     assert np.isnan(verifier.verify(one, other).changed[0])
     assert np.isfinite(verifier.verify(one, whole).changed[0])
     assert list(MIRROR) == [0, 2, 1, 3, 4]
+
+
+def test_pairs_that_share_photographs_stand_together():
+    """Designs of five photographs each, all pairs of a design, in an order that says nothing."""
+    rng = np.random.default_rng(0)
+    designs = rng.permutation(200).reshape(-1, 5)
+    pairs = np.array([pair for design in designs for pair in combinations(design, 2)])
+    pairs = pairs[rng.permutation(len(pairs))]
+    order = reading_order(*pairs.T)
+    assert sorted(order) == list(range(len(pairs)))
+    held: OrderedDict[int, None] = OrderedDict()
+    read = 0
+    for photograph in pairs[order].ravel().tolist():
+        read += photograph not in held
+        held[photograph] = None
+        held.move_to_end(photograph)
+        if len(held) > 8:
+            held.popitem(last=False)
+    assert read == designs.size
+    assert reading_order(*np.zeros((2, 0), int)).tolist() == []
