@@ -13,7 +13,6 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,16 +245,10 @@ class Checker:
             for number, garment in enumerate(garments)
             if any(found.query[row] == number for row in rows)
         }
-
-        def sight_of(row: int) -> Sight | None:
-            return sights[found.sha256[row], int(found.garment[row])]
-
-        # Photographs side by side: finding their local features waits for no lock of Python's.
-        with ThreadPoolExecutor() as pool:
-            others = dict(zip(rows, pool.map(sight_of, rows), strict=True))
         said = {}
         with one_thread():
-            for row, other in others.items():
+            for row in rows:
+                other = sights[found.sha256[row], int(found.garment[row])]
                 if other is None:
                     continue
                 flipped = bool(found.comparison.mirrored[row])

@@ -72,7 +72,7 @@ _INDEX_START_S, _MATCH_START_S = 0.3, 1.0
 _GARMENT_BYTES_BESIDE_FEATURES = 300
 # Likely pairs of an item: 4,007 photographs without planted copies have so many. Strangers that are alike by
 # chance grow with the catalogue, until each item has its most.
-_LIKELY_PER_ITEM, _LIKELY_OF = 0.85, 4007
+_LIKELY_PER_ITEM, _LIKELY_OF = 0.83, 4007
 # Bytes of a likely pair in the driver, and in verified.parquet.
 _LIKELY_BYTES, _VERIFIED_BYTES = 1500, 100
 # Bytes of a row of pairs.parquet (measured, 41) and of a suspect with its two pictures on the page.
