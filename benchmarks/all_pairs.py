@@ -567,14 +567,9 @@ def _growth(stages: dict[tuple[bool, int], dict[str, Any]]) -> list[str]:
             f"{stage['out']:,} | {stage['memory_bytes'] / 1e9:.2f} | "
             f"{scan / (count**2 / 2) * 1e9:.2f} | {_bare(stage, count) / scan:.0%} |"
         )
-    scans = {count: stage["scan_cpu_seconds"] for (white, count), stage in stages.items() if not white}
-    steps = [
-        f"{one:,} to {other:,}: {np.log(scans[other] / scans[one]) / np.log(other / one):.2f}"
-        for one, other in pairwise(sorted(scans))
-    ]
     lines += [
         "",
-        "Exponent of the scan's CPU seconds from one size to the next: " + "; ".join(steps) + ".",
+        f"Exponent of the scan's CPU seconds from one size to the next: {_exponents(stages, False)}.",
         "A pair has two parts: its product and the filter, which grow with N², and what it takes to find the "
         "best of each",
         "item (pairs that are among the best so far, each scored in float32), which grows with N log N; the "
@@ -582,9 +577,18 @@ def _growth(stages: dict[tuple[bool, int], dict[str, Any]]) -> list[str]:
         "catalogue and the cheaper the product, the more the second shows, and the further the exponent "
         "stays below 2",
         "(10,000 are one block and do not start Ray).",
-        "",
     ]
-    return lines
+    if white := _exponents(stages, True):
+        lines.append(f"Of white features, where nothing makes the products cheaper: {white}.")
+    return [*lines, ""]
+
+
+def _exponents(stages: dict[tuple[bool, int], dict[str, Any]], white: bool) -> str:
+    scans = {count: stage["scan_cpu_seconds"] for (kind, count), stage in stages.items() if kind == white}
+    return "; ".join(
+        f"{one:,} to {other:,}: {np.log(scans[other] / scans[one]) / np.log(other / one):.2f}"
+        for one, other in pairwise(sorted(scans))
+    )
 
 
 def _comparison(stage: dict[str, Any], full: dict[str, Any], count: int, white: bool) -> list[str]:

@@ -18,13 +18,14 @@ from psnet.boxes import areas, intersections, mirror_boxes, overlaps
 from psnet.crops import GARMENT_MARGIN, cut, cut_regions, expand, log_aspect, to_tensor
 from psnet.device import autocast, resolve_device
 from psnet.fusion import fold_batch_norm
+from psnet.group_head import GroupHead, joint_opinion
 from psnet.model import PSNet
 from psnet.region_boxes import boxes_from_points
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.retrieval import CropRetrieval, StripeRetrieval
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 from psnet.verdict import Calibration
-from psnet.weights import load_psnet, model_tag, read_description
+from psnet.weights import load_group_head, load_psnet, model_tag, read_description
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Predictor:
     The predictor owns ``model``, whose batch normalisation it folds away.
 
     ``min_score`` of a garment (the landmark branch's certainty that it is one), ``max_garments`` per image,
-    ``batch`` garments per forward pass, laid out in memory as ``memory_format``.
+    ``batch`` garments per forward pass, laid out in memory as ``memory_format``. ``groups``: a second opinion
+    on the group, if there is one.
     """
 
     def __init__(
@@ -179,8 +181,9 @@ class Predictor:
         max_garments: int = 4,
         batch: int = 16,
         memory_format: torch.memory_format = torch.channels_last,
+        groups: GroupHead | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model, self.groups = model.eval(), groups
         fold_batch_norm(self.model)
         self.model.to(device).to(memory_format=memory_format)
         self.memory_format = memory_format
@@ -218,6 +221,7 @@ class Predictor:
             max_garments=max_garments,
             batch=batch,
             memory_format=memory_format,
+            groups=load_group_head(weights),
         )
 
     def predict(self, images: Sequence[np.ndarray]) -> list[list[Garment]]:
@@ -418,25 +422,31 @@ class Predictor:
         return [one for image in sorted(kept) for one in kept[image][: self.max_garments]]
 
     def _describe(self, pictures: Sequence[Image.Image], placed: Sequence[_Placed]) -> Iterator[Garment]:
+        presence = np.stack([one.presence for one in placed])
+        # Stripes are no regions: a garment without sleeves has all of them.
+        seen = (presence == Presence.PRESENT)[..., None] | (not self.model.retrieval.regional)
         features, mirrored = self._features(pictures, placed)
-        for one, plain, flipped in zip(placed, features, mirrored, strict=True):
-            # Stripes are no regions: a garment without sleeves has all of them.
-            seen = (one.presence == Presence.PRESENT)[:, None] | (not self.model.retrieval.regional)
-            category = TORSO_CATEGORIES[int(one.reading.kinds.argmax())]
+        features, mirrored = features * seen, mirrored * seen[:, list(MIRROR)]
+        kinds = np.stack([one.reading.kinds for one in placed]).astype(np.float32)
+        if self.groups is not None:
+            boxes = np.stack([one.box for one in placed])
+            kinds = joint_opinion(kinds, self.groups.chances(features, mirrored, boxes, presence))
+        for one, chances, plain, flipped in zip(placed, kinds, features, mirrored, strict=True):
+            category = TORSO_CATEGORIES[int(chances.argmax())]
             yield Garment(
                 box=one.box,
                 score=one.score,
                 category=category,
                 group=Taxonomy.load(self.model.config.taxonomy).category(category).group or "",
-                category_scores=one.reading.kinds.astype(np.float32),
+                category_scores=chances,
                 landmarks=np.concatenate(
                     [one.to_picture(one.reading.points), one.reading.visibility[:, None]], -1
                 ).astype(np.float32),
                 region_boxes=one.region_boxes,
                 presence=one.presence,
                 presence_score=one.reading.chances.max(-1).astype(np.float32),
-                features=plain * seen,
-                mirrored_features=flipped * seen[list(MIRROR)],
+                features=plain,
+                mirrored_features=flipped,
             )
 
     def _features(

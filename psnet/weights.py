@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from psnet.comparison import RegionComparison
 from psnet.config import ConfigError, as_dict, load_config
+from psnet.group_head import GroupHead
 from psnet.model import PSNet, PSNetConfig
 from psnet.verdict import Calibration
 
@@ -28,6 +29,8 @@ SHIPPED = Path(__file__).with_name("pretrained")
 PARTS = ("detector", "landmarks", "retrieval")
 COMPARISON_FILE = "comparison.safetensors"
 """Of `psnet.comparison.RegionComparison`; features do not depend on it, and weights may come without."""
+GROUPS_FILE = "groups.safetensors"
+"""Of `psnet.group_head.GroupHead`, which weights may come without."""
 FORMAT = 1
 
 
@@ -67,6 +70,13 @@ def read_description(path: str | Path | None = None) -> dict[str, Any]:
     return description
 
 
+def _config(path: str | Path | None) -> PSNetConfig:
+    try:
+        return load_config(PSNetConfig, read_description(path)["config"])
+    except (ConfigError, ValueError, KeyError) as error:
+        raise WeightsError(f"{_folder(path) / 'model.json'}: {error}") from error
+
+
 def read_calibration(path: str | Path | None = None) -> Calibration:
     """The calibration of a weights folder (None: the shipped one), the default one of a folder without any.
 
@@ -102,21 +112,34 @@ def model_tag(path: str | Path | None = None) -> str:
     digest.update(json.dumps(read_description(folder)["config"], sort_keys=True).encode())
     for part in PARTS:
         digest.update((folder / f"{part}.safetensors").read_bytes())
+    groups = folder / GROUPS_FILE
+    if groups.is_file():
+        digest.update(groups.read_bytes())
     return f"psnet-{digest.hexdigest()[:10]}"
 
 
 def load_psnet(path: str | Path | None = None) -> PSNet:
     """The network with its weights, in float32, ready for inference. Raises WeightsError."""
     folder = _folder(path)
+    config = _config(folder)
     try:
-        config = load_config(PSNetConfig, read_description(folder)["config"])
         model = PSNet(config)
-    except (ConfigError, ValueError, KeyError) as error:
+    except ValueError as error:
         raise WeightsError(f"{folder / 'model.json'}: {error}") from error
     for part in PARTS:
         file = folder / f"{part}.safetensors"
         load_part(getattr(model, part), file)
     return model.eval()
+
+
+def load_group_head(path: str | Path | None = None) -> GroupHead | None:
+    """The second opinion on the group, in float32; None where the folder has none. Raises WeightsError."""
+    file = _folder(path) / GROUPS_FILE
+    if not file.is_file():
+        return None
+    head = GroupHead(_config(path).feature_dim)
+    load_part(head, file)
+    return head.eval()
 
 
 def load_comparison(path: str | Path | None = None) -> RegionComparison | None:
@@ -126,10 +149,7 @@ def load_comparison(path: str | Path | None = None) -> RegionComparison | None:
     file = folder / COMPARISON_FILE
     if not file.is_file():
         return None
-    try:
-        config = load_config(PSNetConfig, read_description(folder)["config"])
-    except (ConfigError, ValueError, KeyError) as error:
-        raise WeightsError(f"{folder / 'model.json'}: {error}") from error
+    config = _config(folder)
     model = RegionComparison(config.region_width, config.region_side)
     load_part(model, file)
     return model.eval()

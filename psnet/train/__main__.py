@@ -27,13 +27,14 @@ from psnet.detector import build_detector
 from psnet.device import resolve_device
 from psnet.landmarks import LandmarkBranch
 from psnet.model import build_landmark_branch, build_retrieval_branch, heatmap_codec
-from psnet.predictor import Predictor
+from psnet.predictor import Garment, Predictor
 from psnet.regions import GROUPS, NUM_REGIONS
 from psnet.retrieval import CropRetrieval
 from psnet.similarity import SCORINGS
+from psnet.taxonomy import TORSO_CATEGORIES
 from psnet.train.asen import train_asen
 from psnet.train.asen_settings import AsenSettings
-from psnet.train.calibrate import calibrate
+from psnet.train.calibrate import calibrate, first_garments
 from psnet.train.comparison import (
     ComparisonSamples,
     comparison_batch,
@@ -43,6 +44,7 @@ from psnet.train.comparison import (
 )
 from psnet.train.copies import CopySamples, Mixed
 from psnet.train.detector import DetectorSamples, collate, detector_figures, detector_loss
+from psnet.train.groups import GroupSamples, fit_group_head, group_figures
 from psnet.train.landmarks import (
     LandmarkSamples,
     Shown,
@@ -70,7 +72,7 @@ from psnet.train.retrieval import (
 from psnet.train.settings import TrainSettings
 from psnet.verdict import MAX_CHANGED_PARTS, Calibration
 from psnet.verification import Verifier
-from psnet.weights import COMPARISON_FILE, load_part, save_description, save_part
+from psnet.weights import COMPARISON_FILE, GROUPS_FILE, load_part, save_description, save_part
 
 LANDMARKS_FILE = "landmarks.safetensors"
 RETRIEVAL_FILE = "retrieval.safetensors"
@@ -85,6 +87,7 @@ PARTS = (
     "edited",
     "retrieval",
     "copies",
+    "groups",
     "region-weights",
     "comparison",
     "calibration",
@@ -305,13 +308,15 @@ def _with_pseudo_labels(
 
 
 def _proposer(settings: TrainSettings) -> Predictor:
-    """What has been trained so far, to find garments with."""
+    """What has been trained so far, to find garments with; the landmark branch alone says what they are."""
     out = Path(settings.out)
     retrieval = out / RETRIEVAL_FILE
     if not retrieval.exists():  # a predictor is a whole network; its features are not looked at here
         save_part(build_retrieval_branch(settings.model), retrieval)
     save_description(out, settings.model, {})
-    return Predictor.load(out, settings.device, settings.precision)
+    predictor = Predictor.load(out, settings.device, settings.precision)
+    predictor.groups = None
+    return predictor
 
 
 def train_edited(settings: TrainSettings) -> None:
@@ -384,6 +389,47 @@ def train_copies(settings: TrainSettings) -> None:
     between = {k: torch.lerp(v, end[k], way) if v.is_floating_point() else end[k] for k, v in start.items()}
     model.load_state_dict(between)
     save_part(model, out / RETRIEVAL_FILE)
+
+
+def train_groups(settings: TrainSettings) -> None:
+    """A second opinion on the group, from the features of the regions."""
+    out = Path(settings.out)
+    # Learnt anew it has to be compared with what the landmark branch says alone.
+    (out / GROUPS_FILE).unlink(missing_ok=True)
+    train, held = load_garments(settings)
+    named = [(path, factors) for path, factors in unlabelled_images(settings) if factors is not None]
+    chain = _chain(settings)
+
+    # What a catalogue's name says is by how much it makes a category likelier than usual.
+    usual = _one_hot(train).mean(0)
+    head = fit_group_head(_group_samples(chain, train, named, usual))
+    save_part(head, out / GROUPS_FILE)
+    figures = group_figures(head, _group_samples(chain, held, [], usual))
+    print("group right, held-out: " + ", ".join(f"{name} {share:.4f}" for name, share in figures.items()))
+    log = out / "groups" / "log.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(json.dumps({"garments": len(train) + len(named), "validation": figures}) + "\n")
+
+
+def _group_samples(
+    chain: Predictor,
+    garments: Sequence[LabelledGarment],
+    named: Sequence[tuple[Path, np.ndarray]],
+    usual: np.ndarray,
+) -> GroupSamples:
+    """Labelled garments and pictures whose catalogue names a category, as the chain finds them."""
+    found: list[Garment | None] = []
+    for start in range(0, len(garments), 16):
+        found += first_garments(chain, [g.read() for g in garments[start : start + 16]])
+    for start in range(0, len(named), 16):
+        found += first_garments(chain, [read_pixels(path) for path, _ in named[start : start + 16]])
+    said = np.array([factors * usual for _, factors in named]).reshape(-1, len(usual))
+    chances = np.concatenate([_one_hot(garments), said / said.sum(1, keepdims=True)])
+    return GroupSamples.of(found, chances, [*(g.weight for g in garments), *np.ones(len(named))])
+
+
+def _one_hot(garments: Sequence[LabelledGarment]) -> np.ndarray:
+    return np.eye(len(TORSO_CATEGORIES))[[TORSO_CATEGORIES.index(g.category) for g in garments]]
 
 
 def _start_from_landmarks(model: nn.Module, settings: TrainSettings) -> None:
@@ -563,6 +609,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "edited": train_edited,
         "retrieval": train_retrieval,
         "copies": train_copies,
+        "groups": train_groups,
         "region-weights": train_region_weights,
         "comparison": train_comparison,
         "calibration": fit_calibration,

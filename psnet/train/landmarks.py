@@ -18,9 +18,9 @@ from psnet.crops import GARMENT_MARGIN, cut, expand, log_aspect, to_tensor
 from psnet.data.edits import edit_parts, random_parts
 from psnet.data.photographs import LabelledGarment, read_pixels
 from psnet.data.rephotograph import CameraRange, Subject, View, rephotograph
+from psnet.group_head import GROUP_OF_CATEGORY
 from psnet.landmarks import LandmarkBranch
 from psnet.regions import NUM_REGIONS, REGIONS, Presence
-from psnet.similarity import group_rows
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 
 LANDMARK_CAMERA = CameraRange(
@@ -30,10 +30,6 @@ LANDMARK_CAMERA = CameraRange(
 
 # Category of a crop without a garment: what cross-entropy ignores.
 NO_GARMENT = -100
-GROUP_OF_CATEGORY = group_rows(
-    [Taxonomy.load("clothing11").category(c).group or "" for c in TORSO_CATEGORIES]
-)
-"""(C,) row of ``psnet.regions.GROUPS`` of each torso category."""
 
 
 def subject_of(garment: LabelledGarment) -> Subject:
@@ -316,7 +312,6 @@ def landmark_figures(
 
 
 __all__ = [
-    "GROUP_OF_CATEGORY",
     "LANDMARK_CAMERA",
     "NO_GARMENT",
     "LandmarkSamples",

@@ -17,10 +17,10 @@ import numpy as np
 from psnet.boxes import extents
 from psnet.data.photographs import label_row, read_pixels
 from psnet.data.rephotograph import LEAST_SIDE
+from psnet.group_head import GROUP_OF_CATEGORY
 from psnet.predictor import Garment, Predictor
 from psnet.regions import Presence
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
-from psnet.train.landmarks import GROUP_OF_CATEGORY
 
 # A landmark the network would bet on counts as visible, any other as estimated.
 VISIBLE = 0.5

@@ -153,7 +153,12 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
         path.rename(path.with_stem(f"other-{path.stem}")) for path in (tmp_path / "unlabelled").iterdir()
     ]
     unlabelled.write_text(
-        "item_id,image,seller_id\n" + "".join(f"{p.stem},unlabelled/{p.name},s\n" for p in sorted(names))
+        "item_id,image,seller_id,category\n"
+        + "".join(f"{p.stem},unlabelled/{p.name},s,Tee\n" for p in sorted(names))
+        + "".join(
+            f"{p.stem},rendered/images/{p.name},s,{['Tee', 'Frock'][i % 2]}\n"
+            for i, p in enumerate(sorted((tmp_path / "rendered" / "images").iterdir()))
+        )
     )
     schedule = {"steps": 2, "batch": 4, "warmup": 1, "checkpoint_every": 2}
     config = small_settings(
@@ -181,6 +186,13 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
             torch.testing.assert_close(value, before[name])
     assert main(["copies", "--config", config]) == 0
     assert (tmp_path / "out" / "retrieval.safetensors").read_bytes() == made
+    without = Predictor.load(tmp_path / "out", "cpu")
+    groups = ["groups", "--config", config]
+    if main(groups) == 0:
+        learnt = (tmp_path / "out" / "groups.safetensors").read_bytes()
+        assert main(groups) == 0 and (tmp_path / "out" / "groups.safetensors").read_bytes() == learnt
+        both = Predictor.load(tmp_path / "out", "cpu")
+        assert without.groups is None and both.groups is not None and both.tag != without.tag
     assert main(["calibration", "--config", config]) in (
         0,
         2,
