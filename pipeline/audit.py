@@ -62,8 +62,7 @@ def audit(
         sample: queries to ask exactly, drawn from all. threshold: score from which a pair is a suspect.
         allowed: per shard the rows that count; None: all.
     """
-    rng = np.random.default_rng(seed)
-    drawn = np.sort(rng.choice(len(queries), min(sample, len(queries)), replace=False))
+    drawn = draw(len(queries), sample, seed)
     if not len(drawn):
         return {}
     asked, own = queries.take(drawn), pictures.take(drawn)
@@ -78,21 +77,35 @@ def audit(
         [key not in given for key in zip(drawn[query].tolist(), shard.tolist(), row.tolist(), strict=True)],
         bool,
     )
-    shares = {}
-    for name, counted in ((f"best_{BEST}", rank < BEST), ("suspects", score >= threshold)):
-        pairs = np.bincount(query[counted], minlength=len(drawn))
-        missed = np.bincount(query[counted & lost], minlength=len(drawn))
-        shares[name] = _as_json(wilson_of_clusters(missed, pairs))
-    return {"queries": len(drawn), **shares}
+    return shares(query, len(drawn), lost, listed=rank < BEST, suspects=score >= threshold)
+
+
+def draw(count: int, sample: int, seed: int = _SEED) -> np.ndarray:
+    """``sample`` of ``count`` queries, ascending; all where there are no more."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(count, min(sample, count), replace=False).astype(np.int64))
+
+
+def shares(
+    query: np.ndarray, queries: int, lost: np.ndarray, *, listed: np.ndarray, suspects: np.ndarray
+) -> dict[str, Any]:
+    """What part of the exact pairs was ``lost``, as JSON for run.json.
+
+    Args:
+        query: each pair's, of so many ``queries``. lost, listed, suspects: (pairs,) bool.
+    """
+    estimates = {}
+    for name, counted in ((f"best_{BEST}", listed), ("suspects", suspects)):
+        pairs = np.bincount(query[counted], minlength=queries)
+        missed = np.bincount(query[counted & lost], minlength=queries)
+        estimates[name] = _as_json(wilson_of_clusters(missed, pairs))
+    return {"queries": queries, **estimates}
 
 
 def audit_index(folder: Path, manifest: Manifest, settings: Settings) -> dict[str, Any]:
     """``audit`` of an index with some of its own garments as questions."""
     index = open_shards(folder, manifest)
-    rng = np.random.default_rng(_SEED)
-    drawn = np.sort(
-        rng.choice(len(index), min(settings.index.audit_queries, len(index)), replace=False).astype(np.int64)
-    )
+    drawn = draw(len(index), settings.index.audit_queries)
     ends = np.cumsum([len(shard.vectors) for shard in index.shards])
     shard = np.searchsorted(ends, drawn, side="right")
     garments = index.gather(shard, drawn - np.concatenate([[0], ends])[shard])

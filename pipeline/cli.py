@@ -612,7 +612,7 @@ def _summarise(run: RunDirectory) -> None:
         if missed:
             from pipeline.missed import in_words
 
-            print(in_words(missed))
+            print(in_words(missed, name))
     if record.get("stages", {}).get("judge", {}).get("done"):
         print(f"Suspects: {run.suspects_csv_path}")
     if record.get("stages", {}).get("report", {}).get("done"):

@@ -68,6 +68,7 @@ from pipeline.kernel import (
     rescore,
     rounding_slack,
 )
+from pipeline.missed import BEST
 from pipeline.progress import track
 from pipeline.quantise import Basis, fit_basis
 from pipeline.ray_tasks import in_tasks, in_turn, on_ray
@@ -162,6 +163,8 @@ def match(run: RunDirectory, settings: Settings) -> None:
             search.run()
             _write_pairs(run.pairs_path, search, stage)
             write_atomically(run.match_dir / BACKGROUND_FILE, (folder / BACKGROUND_FILE).read_bytes())
+            if pruned:
+                stage.note(missed=_missed(run.pairs_path, search, settings))
             remove_vectors(target)
             stage.count_in = sum(garment_count(shard, members.pictures) for shard in shards)
             if stage.count_in > len(vectors):
@@ -240,6 +243,13 @@ class _Group:
         items = items[np.argsort(number[items], kind="stable")]
         count = np.bincount(number[items], minlength=pictures)
         return cls(items, np.cumsum(count) - count, count)
+
+    def only(self, pictures: np.ndarray) -> _Group:
+        """The items of these pictures (ascending) alone."""
+        count = np.zeros_like(self.count)
+        count[pictures] = self.count[pictures]
+        items = [self.items[self.start[p] : self.start[p] + self.count[p]] for p in pictures]
+        return _Group(np.concatenate([self.items[:0], *items]), np.cumsum(count) - count, count)
 
 
 @dataclass(frozen=True)
@@ -396,9 +406,11 @@ class Search:
         calibration: Calibration,
         sides: Sides,
         index_of: RunDirectory | None = None,
+        name: str = "",
     ) -> None:
-        """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared."""
-        self.folder = folder.resolve()
+        """``index_of``: the run whose index gives the pairs to compare; None: all pairs are compared.
+        ``name``: what its files begin with, where two searches share a folder and its levels."""
+        self.folder, self.name = folder.resolve(), name
         self.sides = sides
         self.calibration = calibration
         chosen = settings.match
@@ -453,7 +465,7 @@ class Search:
             self.job = replace(self.job, basis=basis)
 
     def path(self, i: int, j: int) -> Path:
-        return self.folder / f"block-{i}-{j}.parquet"
+        return self.folder / f"{self.name}block-{i}-{j}.parquet"
 
     def files(self) -> list[Path]:
         """Of all blocks."""
@@ -513,7 +525,7 @@ class Search:
         return [self.part_path(number) for number in numbers]
 
     def part_path(self, number: int) -> Path:
-        return self.folder / f"pairs-{number}.parquet"
+        return self.folder / f"{self.name}pairs-{number}.parquet"
 
     @property
     def levels_path(self) -> Path:
@@ -729,6 +741,35 @@ def _write_pairs(target: Path, search: Search, stage: StageRecord) -> None:
         pairs_left_out=sum(int(one[b"left_out"]) for files in accounts for one in files),
         scan_cpu_seconds=round(sum(float(one[b"cpu_seconds"]) for one in accounts[0]), 2),
         compare_cpu_seconds=round(sum(float(one[b"cpu_seconds"]) for one in accounts[1]), 2),
+    )
+
+
+def _missed(pairs: Path, pruned: Search, settings: Settings) -> dict[str, Any]:
+    """The shares of pairs that a pruned search lacks, as ``pipeline.audit.audit`` has them, by the ranking of
+    the search itself: some pictures, drawn, are compared with all others."""
+    from pipeline.audit import draw, shares
+
+    sides = pruned.sides
+    with_items = np.flatnonzero(sides.queries.count)
+    drawn = with_items[draw(len(with_items), settings.index.audit_queries)]
+    if not len(drawn):
+        return {}
+    asked = replace(sides, queries=sides.queries.only(drawn))
+    exact = Search(pruned.folder, settings, pruned.calibration, asked, name="audit-")
+    exact.run()
+    columns = ["query_item_id", "match_item_id", "rank", "score", "normalised_score"]
+    wanted = pa.concat_tables([pq.read_table(part, columns=columns) for part in exact.parts()])
+    names = sides.item_id.take(asked.queries.items)
+    given = pq.read_table(pairs, columns=columns[:2], filters=pc.field("query_item_id").isin(names))
+    known = set(zip(*(column.to_pylist() for column in given.columns), strict=True))
+    query, match, rank, score, normalised = (column.combine_chunks() for column in wanted.columns)
+    lost = [key not in known for key in zip(query.to_pylist(), match.to_pylist(), strict=True)]
+    return shares(
+        np.asarray(pc.index_in(query, value_set=names)),
+        len(names),
+        np.array(lost, bool),
+        listed=np.asarray(rank) <= BEST,
+        suspects=exact.wanted.reached(np.asarray(score), np.asarray(normalised)),
     )
 
 

@@ -8,8 +8,9 @@ BEST = 20
 """Partners of a query that count as listed."""
 
 
-def in_words(missed: dict[str, Any]) -> str:
-    """What ``audit`` found, as one line for people; "" where nothing was asked."""
+def in_words(missed: dict[str, Any], by: str = "index") -> str:
+    """What ``audit`` found, as one line for people, of what the stage ``by`` misses; "" where nothing was
+    asked."""
     if not missed:
         return ""
     names = {f"best_{BEST}": f"the {BEST} best partners", "suspects": "suspicious pairs"}
@@ -21,4 +22,5 @@ def in_words(missed: dict[str, Any]) -> str:
             continue
         interval = f"{share['low']:.2%} to {share['high']:.2%}, {share['pairs']:,} pairs"
         parts.append(f"{share['share']:.2%} of {name} ({interval})")
-    return f"Missed by the index, estimated on {missed['queries']:,} garments: {'; '.join(parts)}"
+    who = {"index": "index", "match": "search"}[by]
+    return f"Missed by the {who}, estimated on {missed['queries']:,} garments: {'; '.join(parts)}"

@@ -1,9 +1,10 @@
 """Lists of garments by the look of one region, five sets of them: the index for copies.
 
 Whoever copies a garment changes one or two regions and keeps three. An inverted file over the whole vector
-puts such a copy wherever its changed regions belong: among 256 lists, looking into a quarter of them finds 93
-% of the copies with two changed regions. Lists of single regions hold it in three places where it is looked
-for: looking into one list in 64 finds all of them (shipped features, ``benchmarks/INDEX.md``).
+puts such a copy wherever its changed regions belong: among 256 lists, looking into one in sixteen finds 90 %
+of the copies with two changed regions. Lists of single regions hold it in three places where it is looked
+for: looking into one list in 64, which compares as many pairs, finds all of them (shipped features,
+``benchmarks/INDEX.md``).
 
     shard-KEY.reduced.npy   (2 n, 5, d') float16, the reduced region vectors; the garments, then their flipped
                             pictures

@@ -534,7 +534,7 @@ def _run_summary(evidence: Evidence) -> dict[str, Any]:
         [f"version of {name}", str(version)] for name, version in sorted(record.get("versions", {}).items())
     ]
     facts += [
-        [f"estimate of {name}", missed.in_words(stage["missed"])]
+        [f"estimate of {name}", missed.in_words(stage["missed"], name)]
         for name, stage in stages.items()
         if stage.get("missed")
     ]

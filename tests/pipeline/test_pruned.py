@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.index import build_index
 from pipeline.match import match
@@ -32,6 +33,12 @@ def best(run: RunDirectory) -> set[tuple[str, str]]:
     return set(zip(*(pairs[name].to_pylist() for name in ("query_item_id", "match_item_id")), strict=True))
 
 
+def ranked(run: RunDirectory) -> set[tuple[str, str]]:
+    pairs = pq.read_table(run.pairs_path, columns=["query_item_id", "match_item_id", "rank"])
+    pairs = pairs.filter(pc.less_equal(pairs["rank"], 10))
+    return set(zip(*(pairs[name].to_pylist() for name in ("query_item_id", "match_item_id")), strict=True))
+
+
 def test_pruned_and_exact(tmp_path: Path, tiny_weights: Path, ray_local: None):
     source = catalogue(PICTURES, dim=24, seed=12)
     exact = searched(tmp_path / "exact", source, tiny_weights)
@@ -46,6 +53,19 @@ def test_pruned_and_exact(tmp_path: Path, tiny_weights: Path, ray_local: None):
     assert len(best(exact) & best(few)) > 0.95 * len(best(exact)) > 100
     missed = few.stage_record("index")["missed"]
     assert 0 <= missed["suspects"]["low"] <= missed["suspects"]["share"] < 0.1
+
+    # Nothing is missed where everything is proposed. Where not, a sample of all says the truth, by the
+    # ranking of the search itself, and a smaller one an interval around it.
+    assert record["missed"]["best_20"]["share"] == 0 and record["missed"]["queries"] == 50
+    assert "missed" not in exact.stage_record("match")
+    listed = [ranked(run) for run in (exact, few)]
+    truth = len(listed[0] - listed[1]) / len(listed[0])
+    assert truth > 0.02
+    said = few.stage_record("match")["missed"]["best_20"]
+    assert said["low"] <= truth <= said["high"] and said["pairs"] == 50 * 10
+    fewer = ("index.candidates=20", "index.nprobe=2", "index.audit_queries=1000")
+    audited = searched(tmp_path / "audited", source, tiny_weights, *lists, *fewer)
+    assert audited.stage_record("match")["missed"]["best_20"]["share"] == pytest.approx(truth, abs=1e-6)
 
     # An exact index leaves nothing to prune.
     flat = searched(tmp_path / "flat", source, tiny_weights, "match.search=pruned")
