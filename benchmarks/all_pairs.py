@@ -316,13 +316,13 @@ def float32_product(side: int = 2048) -> float:
     return _nanoseconds(lambda r: torch.mm(values[0, r], values[1, r].T, out=out), side)
 
 
-def numkong_product(side: int = 2048) -> float | None:
+def numkong_product(side: int = 2048, dim: int = DIM) -> float | None:
     """None where numkong is not installed; it is no dependency."""
     try:
         import numkong
     except ImportError:
         return None
-    codes = np.random.default_rng(0).integers(-127, 128, (2, 5, side, DIM), dtype=np.int8)
+    codes = np.random.default_rng(0).integers(-127, 128, (2, 5, side, dim), dtype=np.int8)
     packed = [numkong.dots_pack(codes[1, r], "int8") for r in range(5)]
     out = numkong.zeros((side, side), dtype="int32")
     return _nanoseconds(lambda r: numkong.dots_packed(codes[0, r], packed[r], out=out), side)
@@ -443,6 +443,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "int8_48_amx": by_default,
         "float32": float32_product(),
         "numkong_int8": numkong_product(),
+        "numkong_int8_48": numkong_product(512, 48),
     }
     result["faiss"] = {
         "best": faiss_search(file, largest, arguments.cpus, "SkylakeX"),
@@ -624,17 +625,18 @@ def _kernels(products: dict[str, float | None]) -> list[str]:
     rows = {
         "torch `_int_mm`": (
             products["int8"],
-            "taken: the fastest, exact in int32 (`pipeline/products.py`), and torch is there anyway",
+            "taken: exact in int32 (`pipeline/products.py`), and torch is there anyway",
         ),
         "numkong `dots_packed`, int8": (
             products["numkong_int8"],
-            "as exact; slower here, and one more dependency",
+            "as exact; one more dependency",
         ),
         "torch float32": (products["float32"], "what scored every pair before"),
         "torch `_int_mm` of 48 numbers": (
             products["int8_48"],
-            "of projected ones, blocks of 512; writing the sums takes half of it",
+            "of projected ones, blocks of 512: what a search multiplies; writing the sums takes half of it",
         ),
+        "numkong `dots_packed` of 48 numbers": (products["numkong_int8_48"], "the same"),
     }
     if products.get("int8_48_amx") is not None:
         rows["the same with AMX"] = (
