@@ -636,10 +636,10 @@ def _kernels(products: dict[str, float | None]) -> list[str]:
             products["int8_48"],
             "of projected ones, blocks of 512: what a search multiplies; writing the sums takes half of it",
         ),
-        "numkong `dots_packed` of 48 numbers": (products["numkong_int8_48"], "the same"),
+        "numkong `dots_packed` of 48 numbers": (products["numkong_int8_48"], "blocks of 512 too"),
     }
     if products.get("int8_48_amx") is not None:
-        rows["the same with AMX"] = (
+        rows["torch `_int_mm` of 48 numbers, with AMX"] = (
             products["int8_48_amx"],
             "what oneDNN takes by itself: tiles do not pay for short vectors (`pipeline/products.py`)",
         )

@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -25,14 +25,12 @@ import pyarrow.parquet as pq
 from pipeline.garment_index import open_index
 from pipeline.index import build_index
 from pipeline.match import match
-from pipeline.missed import in_words
+from pipeline.missed import BEST, in_words
 from pipeline.region_lists import nearest_lists, train_centroids
 from pipeline.rundir import RunDirectory
 from pipeline.settings import load_settings
-from psnet.regions import MIRROR, NUM_REGIONS
-from psnet.similarity import best_regions_score, block_cosines, equal_weights
+from psnet.similarity import best_regions_score, block_cosines, equal_weights, mirrored_presence
 
-BEST = 20
 LISTS = 256
 KEPT_COSINE = 0.94
 BLOCK = 512
@@ -67,16 +65,13 @@ def recall(exact: dict[str, set[str]], found: dict[str, set[str]]) -> float:
     return shared / sum(len(partners) for partners in exact.values())
 
 
-def searched(run: RunDirectory, *overrides: str) -> tuple[dict[str, set[str]], float, str]:
-    """The best partners by a search with these settings, its seconds, and what it says to miss."""
+def searched(run: RunDirectory, *overrides: str) -> tuple[dict[str, set[str]], str]:
+    """The best partners by a search with these settings, and what it says to miss."""
     settings = load_settings(None, [f"match.best_k={BEST}", *overrides])
     if "match.search=pruned" in overrides:
         build_index(run, settings)
-    start = time.perf_counter()
     match(run, settings)
-    seconds = time.perf_counter() - start
-    missed = run.stage_record("match").get("missed")
-    return best_partners(run), seconds, in_words(missed, "match") if missed else ""
+    return best_partners(run), in_words(run.stage_record("match").get("missed", {}), "match")
 
 
 def pruned_searches(run: Path, work: Path) -> list[str]:
@@ -88,22 +83,22 @@ def pruned_searches(run: Path, work: Path) -> list[str]:
         f"{len(exact['score']):,} items, `match.search=pruned`, `Regions{LISTS}`, best {BEST} of every item, "
         "against the exact search.",
         "",
-        "| lists looked into | candidates | recall@20 by score | by normalised score | it says itself |",
+        f"| lists looked into | candidates | recall@{BEST} by score | by normalised score | it says itself |",
         "|---|---|---|---|---|",
     ]
     for nprobe, candidates in SETTINGS:
-        of_index = ("match.search=pruned", f"index.factory=Regions{LISTS}", f"index.nprobe={nprobe}")
-        found = {
-            rank_by: searched(
+        shares = []
+        for rank_by, partners in exact.items():
+            found, said = searched(
                 copy_of(run, work, "pruned"),
-                *of_index,
+                "match.search=pruned",
+                f"index.factory=Regions{LISTS}",
+                f"index.nprobe={nprobe}",
                 f"index.candidates={candidates}",
                 f"match.rank_by={rank_by}",
             )
-            for rank_by in exact
-        }
-        shares = " | ".join(f"{recall(exact[name], found[name][0]):.3f}" for name in exact)
-        lines.append(f"| {nprobe} | {candidates} | {shares} | {found['normalised_score'][2]} |")
+            shares.append(f"{recall(partners, found):.3f}")
+        lines.append(f"| {nprobe} | {candidates} | {' | '.join(shares)} | {said} |")
     return lines
 
 
@@ -134,7 +129,7 @@ class Garments:
                     )
                     for seen, codes in (
                         (self.features, self.presence),
-                        (self.mirrored, self.presence[:, list(MIRROR)]),
+                        (self.mirrored, mirrored_presence(self.presence)),
                     )
                 )
             )
@@ -154,28 +149,32 @@ class Garments:
         return np.where(changed[..., None], self.features[other], kept)
 
 
-def proposed(garments: Garments, kind: str, probe: int, queries: np.ndarray) -> np.ndarray:
+Lists = Callable[[np.ndarray, int], np.ndarray]
+"""Reduced vectors (n, 5, d') and a number of lists -> (sets, n, number), the nearest lists of each set, -1
+where the garment does not show the region."""
+
+
+def lists_of_whole_vectors(reduced: np.ndarray) -> Lists:
+    means = faiss.Kmeans(reduced[0].size, LISTS, niter=10, seed=1, min_points_per_centroid=1)
+    means.train(reduced.reshape(len(reduced), -1))
+    return lambda asked, number: means.index.search(asked.reshape(len(asked), -1), number)[1][None]
+
+
+def lists_of_each_region(reduced: np.ndarray) -> Lists:
+    return partial(nearest_lists, train_centroids(reduced, LISTS))
+
+
+def proposed(lists: Lists, pictures: Sequence[np.ndarray], asked: np.ndarray, probe: int) -> np.ndarray:
     """(queries, n) bool: which garments, as they are or flipped, lie in a list that the query looks into."""
-    pictures = [garments.reduce(seen) for seen in (garments.features, garments.mirrored)]
-    asked = garments.reduce(queries)
-    if kind == "whole vectors":
-        shape = (len(asked), -1)
-        library = faiss.Kmeans(asked[0].size, LISTS, niter=10, seed=1, min_points_per_centroid=1)
-        library.train(np.ascontiguousarray(pictures[0].reshape(len(pictures[0]), -1)))
-        _, looked = library.index.search(np.ascontiguousarray(asked.reshape(shape)), probe)
-        found = np.zeros((len(asked), len(pictures[0])), bool)
-        for picture in pictures:
-            _, own = library.index.search(np.ascontiguousarray(picture.reshape(len(picture), -1)), 1)
-            found |= _in_lists(looked, own[:, 0])
-        return found
-    centroids = train_centroids(np.concatenate(pictures), LISTS)
-    looked = nearest_lists(centroids, asked, probe)
-    found = np.zeros((len(asked), len(pictures[0])), bool)
-    for picture in pictures:
-        own = nearest_lists(centroids, picture, 1)[..., 0]
-        for region in range(NUM_REGIONS):
-            found |= _in_lists(looked[region], own[region])
-    return found
+    looked = lists(asked, probe)
+    return np.any(
+        [
+            _in_lists(into, own[:, 0])
+            for picture in pictures
+            for into, own in zip(looked, lists(picture, 1), strict=True)
+        ],
+        axis=0,
+    )
 
 
 def _in_lists(looked: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -196,14 +195,20 @@ def list_table(run: RunDirectory) -> list[str]:
         "pictures too) among what the lists propose; copies: two regions replaced by another garment's, the "
         f"kept ones seen differently (cosine {KEPT_COSINE}).",
         "",
-        "| lists | looked into | pairs compared | recall@20 | copies found |",
+        f"| lists | looked into | pairs compared | recall@{BEST} | copies found |",
         "|---|---|---|---|---|",
     ]
-    for kind, probes in PROBES.items():
-        for probe in probes:
-            found = proposed(garments, kind, probe, garments.features)
+    pictures = [garments.reduce(seen) for seen in (garments.features, garments.mirrored)]
+    asked = garments.reduce(copies)
+    kinds = {
+        "whole vectors": lists_of_whole_vectors(pictures[0]),
+        "each region": lists_of_each_region(np.concatenate(pictures)),
+    }
+    for kind, lists in kinds.items():
+        for probe in PROBES[kind]:
+            found = proposed(lists, pictures, pictures[0], probe)
             hit = np.take_along_axis(found, best, 1).mean()
-            copied = proposed(garments, kind, probe, copies)[own, own].mean()
+            copied = proposed(lists, pictures, asked, probe)[own, own].mean()
             lines.append(f"| {LISTS} of {kind} | {probe} | {found.mean():.3f} | {hit:.3f} | {copied:.3f} |")
     return lines
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from psnet.boxes import extents
-from psnet.regions import GROUPS, MIRROR, NUM_REGIONS, Presence
-from psnet.similarity import group_rows
+from psnet.regions import GROUPS, NUM_REGIONS, Presence
+from psnet.similarity import group_rows, mirrored_presence
 from psnet.taxonomy import TORSO_CATEGORIES, Taxonomy
 
 GROUP_OF_CATEGORY = group_rows(
@@ -60,7 +60,7 @@ class GroupHead(nn.Module):
             features, mirrored: (n, 5, d) of the garments and of their mirror images, in region order each.
             boxes: (n, 4) px. presence: (n, 5) codes of the garments as they are.
         """
-        turned = presence[:, list(MIRROR)]
+        turned = mirrored_presence(presence)
         with torch.autocast("cpu", enabled=False):
             logits = [
                 self(torch.from_numpy(seen), torch.from_numpy(shapes(boxes, codes)))

@@ -124,7 +124,7 @@ def load_psnet(path: str | Path | None = None) -> PSNet:
     config = _config(folder)
     try:
         model = PSNet(config)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise WeightsError(f"{folder / 'model.json'}: {error}") from error
     for part in PARTS:
         file = folder / f"{part}.safetensors"

@@ -394,12 +394,10 @@ def train_copies(settings: TrainSettings) -> None:
 def train_groups(settings: TrainSettings) -> None:
     """A second opinion on the group, from the features of the regions."""
     out = Path(settings.out)
-    # Learnt anew it has to be compared with what the landmark branch says alone.
-    (out / GROUPS_FILE).unlink(missing_ok=True)
     train, held = load_garments(settings)
     named = [(path, factors) for path, factors in unlabelled_images(settings) if factors is not None]
     chain = _chain(settings)
-
+    chain.groups = None  # where one has been learnt before
     # What a catalogue's name says is by how much it makes a category likelier than usual.
     usual = _one_hot(train).mean(0)
     head = fit_group_head(_group_samples(chain, train, named, usual))
@@ -418,11 +416,10 @@ def _group_samples(
     usual: np.ndarray,
 ) -> GroupSamples:
     """Labelled garments and pictures whose catalogue names a category, as the chain finds them."""
+    pictures = [*(garment.image_path for garment in garments), *(path for path, _ in named)]
     found: list[Garment | None] = []
-    for start in range(0, len(garments), 16):
-        found += first_garments(chain, [g.read() for g in garments[start : start + 16]])
-    for start in range(0, len(named), 16):
-        found += first_garments(chain, [read_pixels(path) for path, _ in named[start : start + 16]])
+    for start in range(0, len(pictures), 16):
+        found += first_garments(chain, [read_pixels(path) for path in pictures[start : start + 16]])
     said = np.array([factors * usual for _, factors in named]).reshape(-1, len(usual))
     chances = np.concatenate([_one_hot(garments), said / said.sum(1, keepdims=True)])
     return GroupSamples.of(found, chances, [*(g.weight for g in garments), *np.ones(len(named))])

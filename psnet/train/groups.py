@@ -16,7 +16,8 @@ from torch import Tensor
 
 from psnet.group_head import GROUP_OF_CATEGORY, GroupHead, joint_opinion, shapes
 from psnet.predictor import Garment
-from psnet.regions import GROUPS, MIRROR
+from psnet.regions import GROUPS
+from psnet.similarity import mirrored_presence
 
 # On the squares of all weights; figures on held-out garments are the same for half and twice as much.
 PENALTY = 1e-3
@@ -64,7 +65,7 @@ class GroupSamples:
 
 def fit_group_head(samples: GroupSamples, penalty: float = PENALTY) -> GroupHead:
     """The weights of least cross-entropy, mirror images counted as garments too, and of least squares."""
-    turned = samples.presence[:, list(MIRROR)]
+    turned = mirrored_presence(samples.presence)
     features = torch.from_numpy(np.concatenate([samples.features, samples.mirrored]))
     shape = torch.from_numpy(
         np.concatenate([shapes(samples.boxes, samples.presence), shapes(samples.boxes, turned)])
