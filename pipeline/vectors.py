@@ -21,7 +21,13 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.rundir import write_atomically
-from pipeline.schema import NO_GARMENT_INDEX, pack_presence, unpack_features, unpack_presence
+from pipeline.schema import (
+    GARMENT_SCHEMA,
+    NO_GARMENT_INDEX,
+    pack_presence,
+    unpack_features,
+    unpack_presence,
+)
 from psnet.regions import GROUPS, NUM_REGIONS, Presence
 from psnet.similarity import mirrored_presence
 
@@ -186,8 +192,10 @@ def _features_of(shard: Path | Vectors, rows: np.ndarray) -> Iterator[np.ndarray
 def _order(keys: Iterable[pa.Table], contents: pa.Array | None) -> tuple[list[np.ndarray], pa.Table]:
     """Per shard the new row of each of its rows (-1: left out), and the key table in the new order."""
     parts = list(keys)
-    table = pa.concat_tables(parts) if parts else pa.table({name: [] for name in _KEYS})
-    presence = unpack_presence(table["presence"]) if parts else np.empty((0, NUM_REGIONS), np.uint8)
+    # Where no image could be read there is no shard.
+    none = pa.schema([GARMENT_SCHEMA.field(name) for name in _KEYS]).empty_table()
+    table = pa.concat_tables(parts) if parts else none
+    presence = unpack_presence(table["presence"])
     usable = (presence == Presence.PRESENT).any(1)
     if contents is None:
         contents = pc.unique(table["image_sha256"]).sort()
@@ -195,7 +203,7 @@ def _order(keys: Iterable[pa.Table], contents: pa.Array | None) -> tuple[list[np
         np.int64
     )
     usable &= rank >= 0
-    garment = table["garment_index"].to_numpy() if parts else np.empty(0, np.int16)
+    garment = table["garment_index"].to_numpy()
     chosen = np.flatnonzero(usable)
     chosen = chosen[np.lexsort((garment[chosen], rank[chosen]))]
     row = np.full(table.num_rows, -1, np.int64)

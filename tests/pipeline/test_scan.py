@@ -102,3 +102,17 @@ def test_a_sweep_of_a_run_that_has_not_extracted(catalogue: Path, settings: Sett
     with pytest.raises(UserError, match="psnet extract"):
         sweep(catalogue, half.path, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("search", ["exact", "pruned"])
+def test_a_catalogue_of_which_nothing_can_be_read_ends_with_its_failures(
+    tiny_weights: Path, tmp_path: Path, search: str
+):
+    (tmp_path / "broken.jpg").write_text("garbage")
+    (tmp_path / "shop.csv").write_text("item_id,image,seller_id\na,gone.jpg,s\nb,broken.jpg,t\n")
+    keys = [f"extract.weights={tiny_weights}", f"match.search={search}", "index.factory=Regions4"]
+    run = scan(tmp_path / "shop.csv", tmp_path / "run", load_settings(None, keys))
+    stages = run.read()["stages"]
+    assert list(stages) == list(STAGES) and all(stage["done"] for stage in stages.values())
+    assert stages["crawl"]["failed"] == {"missing_file": 1, "not_an_image": 1}
+    assert pq.read_metadata(run.pairs_path).num_rows == 0 and run.report_path.is_file()
