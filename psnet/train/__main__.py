@@ -74,6 +74,7 @@ from psnet.verdict import MAX_CHANGED_PARTS, Calibration
 from psnet.verification import Verifier
 from psnet.weights import COMPARISON_FILE, GROUPS_FILE, load_part, save_description, save_part
 
+DETECTOR_FILE = "detector.safetensors"
 LANDMARKS_FILE = "landmarks.safetensors"
 RETRIEVAL_FILE = "retrieval.safetensors"
 # Pictures without a torso garment that are kept for validation.
@@ -97,10 +98,10 @@ PARTS = (
 
 
 def load_garments(
-    settings: TrainSettings, pseudo_labels: bool = False
+    settings: TrainSettings, pseudo_labels: Path | None = None
 ) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
-    """Training and held-out garments of all label files, each with its cut-out; ``pseudo_labels`` adds those
-    of the part self-training, where they have been made, to the training ones."""
+    """Training and held-out garments of all label files, each with its cut-out; those of the file
+    ``pseudo_labels`` are added to the training ones."""
     train: list[LabelledGarment] = []
     held: list[LabelledGarment] = []
     if settings.label_weights and len(settings.label_weights) != len(settings.labels):
@@ -114,9 +115,8 @@ def load_garments(
         train += [g for i, g in enumerate(garments) if i % settings.holdout]
     if not train:
         raise ConfigError("labels: no garment to train on; name label files with --set labels=[...]")
-    own = _pseudo_labels(settings)
-    if pseudo_labels and own.exists():
-        train += _with_masks(settings, own, settings.pseudo_weight)
+    if pseudo_labels is not None:
+        train += _with_masks(settings, pseudo_labels, settings.pseudo_weight)
     return train, held
 
 
@@ -184,8 +184,14 @@ def _splits(settings: TrainSettings) -> dict[str, set[str]]:
     return splits
 
 
-def _pseudo_labels(settings: TrainSettings) -> Path:
-    return Path(settings.out) / "pseudo-labels.jsonl"
+def _pseudo_labels(settings: TrainSettings, time: int) -> Path:
+    """Where the labels lie that the network gave to the unlabelled photographs the ``time``-th time."""
+    return Path(settings.out) / f"pseudo-labels-{time}.jsonl"
+
+
+def _latest_pseudo_labels(settings: TrainSettings) -> Path | None:
+    made = (_pseudo_labels(settings, time) for time in range(max(settings.edited_rounds, 1), 0, -1))
+    return next((path for path in made if path.exists()), None)
 
 
 def _catalogue(path: str) -> list[tuple[Path, str, str]]:
@@ -232,7 +238,7 @@ def _fit_detector(
         lambda m: _figures(judged, lambda shown: detector_figures(m, shown, empty[:HELD_EMPTY])),
         collate,
     )
-    save_part(model, out / "detector.safetensors")
+    save_part(model, out / DETECTOR_FILE)
 
 
 def _judged(held: list[LabelledGarment], seed: int, edited: float) -> dict[str, list[Shown]]:
@@ -286,7 +292,7 @@ def train_self(settings: TrainSettings) -> None:
     on labels of both kinds (noisy student, Xie et al., CVPR 2020), and on what the detector mistakes for
     garments."""
     predictor = _proposer(settings)
-    garments = _with_pseudo_labels(settings, predictor)
+    garments = _with_pseudo_labels(settings, predictor, 1)
     model = build_landmark_branch(settings.model)
     load_part(model, Path(settings.out) / LANDMARKS_FILE)
     # Another seed: the samples of the part landmarks have been seen.
@@ -295,16 +301,17 @@ def train_self(settings: TrainSettings) -> None:
 
 
 def _with_pseudo_labels(
-    settings: TrainSettings, predictor: Predictor
+    settings: TrainSettings, predictor: Predictor, time: int
 ) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
-    """``load_garments`` with the unlabelled photographs, labelled now where they have not been."""
-    path = _pseudo_labels(settings)
+    """``load_garments`` with the unlabelled photographs, labelled now where they have not been this
+    ``time``."""
+    path = _pseudo_labels(settings, time)
     if not path.exists() and (images := unlabelled_images(settings)):
         count = write_pseudo_labels(
             predictor, images, path, settings.pseudo_score, settings.pseudo_presence, settings.pseudo_group
         )
         print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
-    return load_garments(settings, pseudo_labels=True)
+    return load_garments(settings, path if path.exists() else None)
 
 
 def _proposer(settings: TrainSettings) -> Predictor:
@@ -321,20 +328,24 @@ def _proposer(settings: TrainSettings) -> Predictor:
 
 def train_edited(settings: TrainSettings) -> None:
     """Go on with the detector and the landmark branch on garments of which many are edited: what a copyist
-    changes must hide neither the garment nor its regions."""
+    changes must hide neither the garment nor its regions. The landmark branch goes on ``edited_rounds``
+    times, from the second on with the unlabelled photographs labelled anew by what the round before made."""
     out, seed = Path(settings.out), settings.seed + 2
-    schedule, proposer = settings.edited_landmarks, _proposer(settings)
-    garments = _with_pseudo_labels(settings, proposer)
-    branch = build_landmark_branch(settings.model)
-    load_part(branch, out / LANDMARKS_FILE)
-    _fit_landmarks(settings, branch, "edited-landmarks", schedule, garments, seed, proposer, settings.edited)
     detector = build_detector(settings.model.detector)
-    load_part(detector, out / "detector.safetensors")
+    load_part(detector, out / DETECTOR_FILE)
     _fit_detector(settings, detector, "edited-detector", settings.edited_detector, seed, settings.edited)
+    for time in range(1, settings.edited_rounds + 1):
+        schedule = settings.edited_landmarks if time == 1 else settings.edited_again
+        name = "edited-landmarks" if time == 1 else f"edited-landmarks-{time}"
+        proposer = _proposer(settings)
+        garments = _with_pseudo_labels(settings, proposer, time)
+        branch = build_landmark_branch(settings.model)
+        load_part(branch, out / LANDMARKS_FILE)
+        _fit_landmarks(settings, branch, name, schedule, garments, seed + time - 1, proposer, settings.edited)
 
 
 def train_retrieval(settings: TrainSettings) -> None:
-    train, held = load_garments(settings, pseudo_labels=True)
+    train, held = load_garments(settings, _latest_pseudo_labels(settings))
     model = build_retrieval_branch(settings.model)
     if settings.model.retrieval != "crop":
         _start_from_landmarks(model, settings)
@@ -361,7 +372,7 @@ def train_copies(settings: TrainSettings) -> None:
         raise ConfigError(
             "copies: can only be read for a branch with a crop per region (model.retrieval: crop)"
         )
-    train, held = load_garments(settings, pseudo_labels=True)
+    train, held = load_garments(settings, _latest_pseudo_labels(settings))
     out, seed, side = Path(settings.out), settings.seed + 3, settings.model.region_side
     before, model = out / "copies" / RETRIEVAL_FILE, build_retrieval_branch(settings.model)
     load_part(model, before if before.exists() else out / RETRIEVAL_FILE)
@@ -569,8 +580,9 @@ def fit_calibration(settings: TrainSettings) -> None:
             "detector",
             "landmarks",
             "self_training",
-            "edited_landmarks",
             "edited_detector",
+            "edited_landmarks",
+            "edited_again",
             "retrieval",
             "copies_retrieval",
             "comparison",

@@ -23,8 +23,10 @@ class TrainSettings:
     Every ``holdout``-th garment of each label file is kept for validation and for the calibration. Where
     ``out`` holds the part's checkpoint, training goes on from it. In the part edited the detector and the
     landmark branch go on, by schedules of their own, and ``edited`` of the garments that they see are
-    edited. ``box_noise``: how far the region boxes that the retrieval branch is trained on miss the true
-    ones, as a share of their sides; the comparison of registered photographs measures it.
+    edited; the landmark branch does so ``edited_rounds`` times, by ``edited_again`` from the second on, for
+    which the unlabelled photographs are labelled anew. ``box_noise``: how far the region boxes that the
+    retrieval branch is trained on miss the true ones, as a share of their sides; the comparison of registered
+    photographs measures it.
 
     In the part copies the retrieval branch goes on by ``copies_retrieval``; ``copies_share`` of its samples
     come from the folders ``copies``, in the layout of `psnet.data.plagiarized_fashion`; ``fall_weight`` is
@@ -65,6 +67,10 @@ class TrainSettings:
     )
     edited_landmarks: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=800, batch=32, learning_rate=7e-4)
+    )
+    edited_rounds: int = 1
+    edited_again: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=1200, batch=32, learning_rate=7e-4)
     )
     pseudo_weight: float = 0.5
     pseudo_score: float = 0.9

@@ -167,6 +167,8 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
         **dict.fromkeys(("detector", "landmarks", "self_training", "retrieval"), schedule),
         edited_detector=schedule,
         edited_landmarks=schedule,
+        edited_rounds=2,
+        edited_again=schedule,
         copies=[str(write_plagiarized_fashion(tmp_path / "copies", 10, seed=2, size=(90, 120)))],
         copies_share=0.5,
         copies_retrieval=schedule,
@@ -178,6 +180,12 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     )
     for part in ("detector", "landmarks", "self-training", "edited", "retrieval", "copies", "region-weights"):
         assert main([part, "--config", config]) == 0
+    # A run that was killed between two rounds of the part edited ends as if it had not been.
+    landmarks = (tmp_path / "out" / "landmarks.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "edited-landmarks-2")
+    (tmp_path / "out" / "pseudo-labels-2.jsonl").unlink()
+    assert main(["edited", "--config", config]) == 0
+    assert (tmp_path / "out" / "landmarks.safetensors").read_bytes() == landmarks
     made = (tmp_path / "out" / "retrieval.safetensors").read_bytes()
     assert main(["copies", "--config", config, "--set", "copies_step=0"]) == 0
     before = load_file(tmp_path / "out" / "copies" / "retrieval.safetensors")
@@ -201,8 +209,12 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
     weights = json.loads((tmp_path / "out" / "region-weights.json").read_text())
     for table in weights["tables"].values():
         assert np.allclose(np.sum(table, 1), 1) and np.shape(table) == (4, 5)
-    assert (tmp_path / "out" / "pseudo-labels.jsonl").exists()
-    for part, figure in (("edited-detector", "edited_recall"), ("edited-landmarks", "edited_nme")):
+    assert all((tmp_path / "out" / f"pseudo-labels-{time}.jsonl").exists() for time in (1, 2))
+    for part, figure in (
+        ("edited-detector", "edited_recall"),
+        ("edited-landmarks", "edited_nme"),
+        ("edited-landmarks-2", "edited_nme"),
+    ):
         rows = [json.loads(row) for row in (tmp_path / "out" / part / "log.jsonl").read_text().splitlines()]
         assert figure in rows[-1]["validation"]
 
