@@ -20,7 +20,7 @@ from psnet.evaluation.baselines import NAMES as BASELINE_NAMES
 from psnet.evaluation.benchmark import Benchmark, read_benchmark, read_picture
 from psnet.evaluation.detection import Photograph, photographs
 from psnet.evaluation.garments import GarmentTable
-from psnet.evaluation.looks import Looks
+from psnet.evaluation.looks import Known, Looks
 from psnet.evaluation.paper import manual_weights
 from psnet.evaluation.scores import ScoreSettings, item_scores
 from psnet.evaluation.settings import EvaluationSettings, Variant, read_contrasts, read_variants
@@ -49,6 +49,8 @@ class Session:
         self._scores = cache(self._item_scores)
         self._calibrations = cache(read_calibration)
         self._tags = cache(model_tag)
+        # By benchmark and weights.
+        self._known: dict[tuple[str, str | None], Known] = {}
 
     @cached_property
     def benchmarks(self) -> dict[str, Benchmark]:
@@ -215,7 +217,8 @@ class Session:
                 return photographic.changed_picture(benchmark, row, change, settings.seed)
             return benchmark.picture(row)
 
-        return None if verifier is None else Looks(verifier, table, picture)
+        known = self._known.setdefault((benchmark.name, variant.folders[0]), {})
+        return None if verifier is None else Looks(verifier, table, picture, known, changed)
 
     def _features_file(self, benchmark: Benchmark, weights: str | None, boxes: str) -> Path:
         settings = self.settings

@@ -601,6 +601,32 @@ def test_a_second_look_finds_copies_that_features_miss(tmp_path):
     assert not nothing[0].any() and np.isnan(nothing[1]).all()
 
 
+def test_pictures_that_did_not_change_are_looked_at_once():
+    """Three pictures of one pattern; the third is changed for a second series of looks, to nothing at all."""
+    pattern = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    pixels = np.asarray(Image.fromarray(pattern).resize((240, 240), Image.Resampling.BICUBIC))
+    table = dataclasses.replace(
+        garments(np.ones((3, 5, 64)), [0, 1, 2]),
+        box=np.tile(np.array([20, 20, 220, 220], np.float32), (3, 1)),
+        region_boxes=np.tile(np.array([60, 60, 160, 160], np.float32), (3, 5, 1)),
+        landmarks=np.tile(np.random.default_rng(1).uniform(30, 210, (11, 2)).astype(np.float32), (3, 1, 1)),
+    )
+    asked, known = (np.array([0, 0]), np.array([1, 2]), np.zeros(2, bool)), {}
+    first = Looks(Verifier.load(), table, lambda row: pixels, known).of(*asked)
+    assert as_arrays(first)[0].all() and len(known) == 2
+    read = []
+
+    def changed(row):
+        read.append(row)
+        return pixels if row < 2 else np.full_like(pixels, 128)
+
+    second = Looks(Verifier.load(), table, changed, known, {2}).of(*asked)
+    assert second[0] is first[0] and second[1] is None
+    assert sorted(read) == [0, 2] and len(known) == 2
+    moved = dataclasses.replace(table, box=table.box + np.float32([0, 0, 0, 4]))
+    assert Looks(Verifier.load(), moved, lambda row: pixels, known).of(*asked) and len(known) == 4
+
+
 # --- detection and landmarks
 
 
