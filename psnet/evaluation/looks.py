@@ -15,7 +15,7 @@ _AT_HAND = 256
 
 
 Known = dict[tuple[object, ...], Verification | None]
-"""What was seen of pairs of garments, each named by its item's row and its box, and of whether mirrored."""
+"""What was seen of pairs of garments, each named by its item's row and its boxes, and of whether mirrored."""
 
 
 class Looks:
@@ -66,4 +66,5 @@ class Looks:
 
     def _name(self, row: int) -> tuple[int, bytes] | None:
         item = int(self._table.item[row])
-        return None if item in self._changed else (item, self._table.box[row].tobytes())
+        boxes = self._table.box[row].tobytes() + self._table.region_boxes[row].tobytes()
+        return None if item in self._changed else (item, boxes)
