@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -50,7 +51,7 @@ class Session:
         self._calibrations = cache(read_calibration)
         self._tags = cache(model_tag)
         # By benchmark and weights.
-        self._known: dict[tuple[str, str | None], Known] = {}
+        self._known: defaultdict[tuple[str, str | None], Known] = defaultdict(dict)
 
     @cached_property
     def benchmarks(self) -> dict[str, Benchmark]:
@@ -217,7 +218,7 @@ class Session:
                 return photographic.changed_picture(benchmark, row, change, settings.seed)
             return benchmark.picture(row)
 
-        known = self._known.setdefault((benchmark.name, variant.folders[0]), {})
+        known = self._known[benchmark.name, variant.folders[0]]
         return None if verifier is None else Looks(verifier, table, picture, known, changed)
 
     def _features_file(self, benchmark: Benchmark, weights: str | None, boxes: str) -> Path:

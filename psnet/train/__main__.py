@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -265,20 +265,18 @@ def _fit_landmarks(
     schedule: LoopSettings,
     garments: tuple[list[LabelledGarment], list[LabelledGarment]],
     seed: int,
-    proposer: Predictor | None = None,
+    mistaken: Mapping[Path, Sequence[np.ndarray]] | None = None,
     edited: float = 0.0,
 ) -> None:
     """Train ``model`` in OUT/NAME on the first of ``garments``, ``edited`` of them edited, judged on the
-    second, and save it; ``proposer``: whose detector's boxes in pictures without a garment are learnt
-    from."""
+    second, and save it; ``mistaken`` as in ``LandmarkSamples``."""
     train, held = garments
     side, out = settings.model.crop_side, Path(settings.out)
     empty = empty_images(settings)
-    shown, judged = empty[HELD_EMPTY:], _judged(held, seed, edited)
-    mistaken = {path: proposer.propose([read_pixels(path)])[0] for path in shown} if proposer else {}
+    judged = _judged(held, seed, edited)
     fit(
         model,
-        LandmarkSamples(train, seed, side, shown, mistaken, edited),
+        LandmarkSamples(train, seed, side, empty[HELD_EMPTY:], mistaken, edited),
         landmark_loss,
         out / name,
         _loop(settings, schedule),
@@ -287,17 +285,23 @@ def _fit_landmarks(
     save_part(model, out / LANDMARKS_FILE)
 
 
+def _mistaken(settings: TrainSettings, proposer: Predictor) -> dict[Path, list[np.ndarray]]:
+    """What the detector takes for garments in the pictures without one that are learnt from."""
+    shown = empty_images(settings)[HELD_EMPTY:]
+    return {path: proposer.propose([read_pixels(path)])[0] for path in shown}
+
+
 def train_self(settings: TrainSettings) -> None:
     """Label the unlabelled photographs with what has been trained so far, and go on with the landmark branch
     on labels of both kinds (noisy student, Xie et al., CVPR 2020), and on what the detector mistakes for
     garments."""
-    predictor = _proposer(settings)
-    garments = _with_pseudo_labels(settings, predictor, 1)
+    proposer = _proposer(settings)
+    garments = _with_pseudo_labels(settings, proposer, 1)
     model = build_landmark_branch(settings.model)
     load_part(model, Path(settings.out) / LANDMARKS_FILE)
     # Another seed: the samples of the part landmarks have been seen.
-    seed = settings.seed + 1
-    _fit_landmarks(settings, model, "self-training", settings.self_training, garments, seed, predictor)
+    seed, mistaken = settings.seed + 1, _mistaken(settings, proposer)
+    _fit_landmarks(settings, model, "self-training", settings.self_training, garments, seed, mistaken)
 
 
 def _with_pseudo_labels(
@@ -334,14 +338,15 @@ def train_edited(settings: TrainSettings) -> None:
     detector = build_detector(settings.model.detector)
     load_part(detector, out / DETECTOR_FILE)
     _fit_detector(settings, detector, "edited-detector", settings.edited_detector, seed, settings.edited)
+    # The detector stays as it is from here on.
+    mistaken = _mistaken(settings, _proposer(settings))
     for time in range(1, settings.edited_rounds + 1):
         schedule = settings.edited_landmarks if time == 1 else settings.edited_again
         name = "edited-landmarks" if time == 1 else f"edited-landmarks-{time}"
-        proposer = _proposer(settings)
-        garments = _with_pseudo_labels(settings, proposer, time)
+        garments = _with_pseudo_labels(settings, _proposer(settings), time)
         branch = build_landmark_branch(settings.model)
         load_part(branch, out / LANDMARKS_FILE)
-        _fit_landmarks(settings, branch, name, schedule, garments, seed + time - 1, proposer, settings.edited)
+        _fit_landmarks(settings, branch, name, schedule, garments, seed + time - 1, mistaken, settings.edited)
 
 
 def train_retrieval(settings: TrainSettings) -> None:
