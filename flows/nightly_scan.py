@@ -28,7 +28,7 @@ def nightly_scan(
         overrides: "section.key=value", over the file.
     """
     settings = load_settings(config, overrides)
-    items = read_catalogue(catalogue)
+    items = read_catalogue(catalogue, settings.crawl.s3_endpoint_url)
     run = begin_run(out, settings, catalogue, catalogue_digest(items))
     with run.lock():
         tasks.crawl(run, items, settings)

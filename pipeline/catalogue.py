@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Generator, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,13 +53,14 @@ _FOREIGN = (
 )
 
 
-def read_catalogue(path: str | os.PathLike[str]) -> pa.Table:
+def read_catalogue(path: str | os.PathLike[str], s3_endpoint_url: str | None = None) -> pa.Table:
     """Read a catalogue into CATALOGUE_SCHEMA, in the catalogue's order.
 
     Args:
         path: a CSV file (UTF-8, comma, header line), a Parquet file, a folder that is searched for images
             (links to folders are not followed; ``item_id`` is the relative path without its suffix), or
-            s3:// of a file, whose server and credentials come from the environment.
+            s3:// of a file, whose credentials come from the environment.
+        s3_endpoint_url: where s3:// is served; None: as the environment says.
 
     Relative image paths are resolved against the catalogue's own folder. Unknown columns end in ``extra``. A
     ``listed_at`` that is no ISO date counts as missing: it is emptied, kept in ``extra``, counted in the
@@ -72,7 +73,7 @@ def read_catalogue(path: str | os.PathLike[str]) -> pa.Table:
     """
     name = os.fspath(path)
     if name.startswith("s3://"):
-        return _read_file(name, io.BytesIO(_download(name)), base=name.rsplit("/", 1)[0])
+        return _read_file(name, io.BytesIO(_download(name, s3_endpoint_url)), base=name.rsplit("/", 1)[0])
     if "://" in name:
         raise UserError(f"{name}: a catalogue is read from a local path or s3://; download it first")
     try:
@@ -283,10 +284,12 @@ def _build(name: str, batches: Iterable[_Batch], base: str, place_word: str) -> 
 
 
 def _iso_date(text: str) -> str:
-    """YYYY-MM-DD of an ISO date or date and time; "" for anything else."""
+    """YYYY-MM-DD of an ISO date or date and time, that of Greenwich where it names its zone; "" for anything
+    else."""
     try:
-        return datetime.fromisoformat(text.strip()).date().isoformat()
-    except ValueError:
+        stated = datetime.fromisoformat(text.strip())
+        return (stated if stated.tzinfo is None else stated.astimezone(UTC)).date().isoformat()
+    except (ValueError, OverflowError):
         return ""
 
 
@@ -294,12 +297,22 @@ def _resolve(image: str, base: str) -> str:
     image = image.strip()
     if not image or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", image):
         return image
+    if base.startswith("s3://") and not image.startswith("/"):
+        return _resolve_key(image, base)
     # os.path keeps "..", which a linked folder needs; an absolute path wins over the base.
-    return (
-        f"{base}/{image}"
-        if base.startswith("s3://") and not image.startswith("/")
-        else os.path.join(base, image)
-    )
+    return os.path.join(base, image)
+
+
+def _resolve_key(image: str, base: str) -> str:
+    """For a store, "." and ".." are letters like others: what a path means by them is worked out here."""
+    bucket, _, folder = base.removeprefix("s3://").partition("/")
+    parts = folder.split("/") if folder else []
+    for part in image.split("/"):
+        if part == "..":
+            del parts[-1:]  # no way leads out of the bucket (RFC 3986, 5.2.4)
+        elif part != ".":
+            parts.append(part)
+    return f"s3://{'/'.join([bucket, *parts])}"
 
 
 # --- folders and object storage
@@ -336,10 +349,10 @@ def _read_folder(folder: Path) -> pa.Table:
     return _build(str(folder), [batch], str(folder.absolute()), "file")
 
 
-def _download(url: str) -> bytes:
+def _download(url: str, endpoint_url: str | None) -> bytes:
     try:
         bucket, key = s3.split_url(url)
-        return s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        return s3.client(endpoint_url=endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
     except ValueError as error:
         raise UserError(f"{error}") from None
     except (ClientError, BotoCoreError) as error:

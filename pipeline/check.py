@@ -184,8 +184,7 @@ class Checker:
             chosen = [row for row in of_garment if enough[row]]
             matches = [
                 _match(item, found, row, verdict, bool(mirrored[row]), seen.get(row), float(normalised[row]))
-                for row in (chosen or of_garment[:1])
-                for item in items.get(found.sha256[row], [])
+                for row, item in _each_once(chosen or of_garment[:1], found, items, seen)
             ]
             visible = [
                 name for name, code in zip(REGIONS, garment.presence, strict=True) if code == Presence.PRESENT
@@ -310,6 +309,24 @@ class Checker:
         return background(garments, others, match.background_quantile, scoring=match.scoring)[0]
 
 
+def _each_once(
+    rows: Sequence[int],
+    found: Found,
+    items: Mapping[str, list[dict[str, str]]],
+    seen: Mapping[int, Verification],
+) -> list[tuple[int, dict[str, str]]]:
+    """Every item of these rows with one of them, in their order: as in ``pipeline.judge``, one whose
+    photograph lies upon the picture, else the first."""
+    chosen: dict[str, tuple[int, dict[str, str]]] = {}
+    for row in rows:
+        for item in items.get(found.sha256[row], []):
+            former = chosen.get(item["item_id"])
+            if former is None or (row in seen and former[0] not in seen):
+                chosen[item["item_id"]] = row, item
+    place = {row: at for at, row in enumerate(rows)}
+    return sorted(chosen.values(), key=lambda one: place[one[0]])
+
+
 class _Items:
     """Items by their picture."""
 
@@ -322,10 +339,11 @@ class _Items:
         rows = self._table.filter(
             pc.is_in(self._table["image_sha256"], value_set=pa.array(pictures, pa.string()))
         )
-        items = defaultdict(list)
+        items: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+        # An item may stand in several runs.
         for row in rows.sort_by("item_id").to_pylist():
-            items[row.pop("image_sha256")].append(row)
-        return items
+            items[row.pop("image_sha256")].setdefault(row["item_id"], row)
+        return {picture: list(known.values()) for picture, known in items.items()}
 
 
 def load_model(settings: Settings) -> Predictor:

@@ -181,7 +181,7 @@ def plan(
     nodes = planning.Cluster.here() if cluster is None else planning.read_cluster(cluster)
     price_list = None if prices is None else planning.read_prices(prices, nodes)
     run = None if out is None else RunDirectory(out)
-    items = read_catalogue(catalogue)
+    items = read_catalogue(catalogue, settings.crawl.s3_endpoint_url)
     made = planning.predict(
         planning.calibrate(items, settings, seconds), len(items), nodes, settings, price_list
     )
@@ -301,7 +301,7 @@ def crawl(
     from pipeline.crawl import crawl as run_crawl
     from pipeline.rundir import begin_run
 
-    table = read_catalogue(catalogue)
+    table = read_catalogue(catalogue, settings.crawl.s3_endpoint_url)
     run = begin_run(out, settings, catalogue, catalogue_digest(table))
     run_crawl(run, table, settings)
     _summarise(run)
@@ -619,16 +619,21 @@ def _summarise(run: RunDirectory) -> None:
         print(f"Report: {run.report_path}")
 
 
+_ANY_WIDTH = 10_000
+
+
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left")
+    # Titles and identifiers are what somebody wrote, not markup, and stay whole; a pipe has no width.
+    table = Table(title=Text(title) if title else None, title_justify="left")
     for position, name in enumerate(header):
-        table.add_column(name, justify="right" if position else "left")
+        table.add_column(name, justify="right" if position else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+        table.add_row(*map(Text, row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else _ANY_WIDTH).print(table)
 
 
 # --- errors and signals

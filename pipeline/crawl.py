@@ -51,9 +51,9 @@ def crawl(run: RunDirectory, catalogue: pa.Table, settings: Settings) -> None:
     order.
 
     A former result is taken over when the local file has the same size and modification time, or the stored
-    copy of a remote one is still there. A former failure is tried again when the file is local, when a cap of
-    the settings has changed, or when ``retry_failed`` is set and the failure is of the passing kind. O(items)
-    memory, and O(workers x max_bytes) for bytes under way.
+    copy of a remote one is still there. A former failure is tried again when the file is local, when a cap,
+    the server or the way to ask it has changed in the settings, or when ``retry_failed`` is set and the
+    failure is of the passing kind. O(items) memory, and O(workers x max_bytes) for bytes under way.
 
     Args:
         run: gets ``items/`` and, for remote images, ``images/``.
@@ -269,8 +269,9 @@ class _Ledger:
         self._compact = items_dir / "fetched.parquet"
         self._chunks = items_dir / "chunks"
         self._chunk_items = settings.chunk_items
-        # Failures are judged by these caps; under other caps they say nothing.
-        self._caps = {b"max_bytes": b"%d" % settings.max_bytes, b"max_pixels": b"%d" % settings.max_pixels}
+        # Failures are judged by these; under others they say nothing.
+        judged_by = ("max_bytes", "max_pixels", "respect_robots", "user_agent", "s3_endpoint_url")
+        self._terms = {name.encode(): str(getattr(settings, name)).encode() for name in judged_by}
 
     def exists(self) -> bool:
         return self._compact.exists() or bool(self._chunk_files())
@@ -281,11 +282,10 @@ class _Ledger:
             if not path.exists():
                 continue
             table = pq.read_table(path)
-            same_caps = all(
-                (table.schema.metadata or {}).get(key) == value for key, value in self._caps.items()
-            )
+            metadata = table.schema.metadata or {}
+            same_terms = all(metadata.get(key) == value for key, value in self._terms.items())
             for row in table.to_pylist():
-                if same_caps or row["status"] == "ok":
+                if same_terms or row["status"] == "ok":
                     former[row["location"]] = Fetched(**row)
         return former
 
@@ -309,11 +309,11 @@ class _Ledger:
                 self._commit(pending, number)
 
     def compact(self, fetched: pa.Table) -> None:
-        _write(fetched.replace_schema_metadata(self._caps), self._compact)
+        _write(fetched.replace_schema_metadata(self._terms), self._compact)
         shutil.rmtree(self._chunks, ignore_errors=True)
 
     def _commit(self, rows: list[Fetched], number: int) -> None:
-        _write(_to_table(rows).replace_schema_metadata(self._caps), self._chunks / f"{number:08d}.parquet")
+        _write(_to_table(rows).replace_schema_metadata(self._terms), self._chunks / f"{number:08d}.parquet")
 
     def _chunk_files(self) -> list[Path]:
         return sorted(self._chunks.glob("*.parquet"))

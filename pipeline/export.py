@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError, UserError
 from pipeline.report import inline_pictures, page_options, picture_sources, read_evidence, render_page
 from pipeline.rundir import RunDirectory, write_atomically
-from pipeline.schema import for_people, joined
+from pipeline.schema import for_people, guard_formula, joined
 from pipeline.settings import Settings
 from psnet.config import ConfigError, load_config
 from psnet.verdict import RELATIONS
@@ -63,8 +63,8 @@ def export(
         limit: only the best so many.
 
     Raises:
-        UserError: unknown format or verdict, a run without suspects (for html: without a report), a file that
-            cannot be written.
+        UserError: unknown format or verdict, a run without suspects or with those of an earlier input (for
+            html: without a report), a file that cannot be written.
         RunError: the disk is full.
     """
     write = _FORMATS.get(format)
@@ -84,12 +84,17 @@ def export(
         raise UserError(f"{path}: is a folder; name a file, e.g. {path / f'suspects.{format}'}")
     if path.resolve() in {own.resolve() for own in _files_of(run)}:
         raise UserError(f"{path}: is a file of the run itself; name another --out")
-    run.require("judge")
+    run.require_current("judge")
     suspects = pq.read_table(run.suspects_path)
+    total = suspects.num_rows
     if relations:
         suspects = suspects.filter(pc.is_in(suspects["relation"], value_set=pa.array(list(relations))))
     suspects = suspects.slice(0, limit)
-    data, written = write(_Source(run, suspects))
+    chosen = ""
+    if suspects.num_rows < total:
+        asked = [f"--relation {relation}" for relation in relations]
+        chosen = " ".join([*asked, *([] if limit is None else [f"--limit {limit}"])])
+    data, written = write(_Source(run, suspects, chosen, total))
     try:
         write_atomically(path, data)
     except OSError as error:
@@ -102,8 +107,12 @@ def export(
 
 @dataclass(frozen=True)
 class _Source:
+    """``suspects``: those to be written, chosen among the ``total`` of the run as ``chosen`` says."""
+
     run: RunDirectory
     suspects: pa.Table
+    chosen: str
+    total: int
 
     def settings(self) -> Settings:
         """Those that the run was made with."""
@@ -121,17 +130,13 @@ class _Source:
         }
 
 
-def guard_formula(text: str) -> str:
-    """``text`` with an apostrophe in front if a spreadsheet would run it (OWASP, CSV injection)."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and text else text
-
-
 def _cell(value: Any) -> Any:
-    """A value of the table as a cell: lists '|'-joined, text guarded, no false digits of float32."""
+    """A value of the table as a cell: lists '|'-joined (they are ours), text guarded, no false digits of
+    float32."""
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, list):
-        value = joined(value)
+        return joined(value)
     return guard_formula(value) if isinstance(value, str) else value
 
 
@@ -205,7 +210,9 @@ def _html(source: _Source) -> tuple[bytes, int]:
     settings = source.settings()
     options = page_options(source.run, settings)
     options = replace(options, max_suspects=min(options.max_suspects, HTML_SUSPECTS))
-    evidence = replace(read_evidence(source.run), suspects=source.suspects)
+    evidence = replace(
+        read_evidence(source.run), suspects=source.suspects, chosen=source.chosen, total=source.total
+    )
     shown = source.suspects.slice(0, options.max_suspects)
     pictures = inline_pictures(picture_sources(shown), settings.report.image_side)
     return render_page(evidence, pictures, options).encode(), shown.num_rows

@@ -43,6 +43,10 @@ from psnet.image import ImageError, check_header
 # Answers after which the same request may succeed a little later (RFC 9110, RFC 6585).
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
+# Answers that say something of who asks: not worth a second try at once, but another night's credentials may
+# be in order (S3 answers 400 to an expired token).
+_REFUSED = (400, 401, 403)
+
 # RFC 9309, 2.5: a crawler reads at least the first 500 KiB of robots.txt.
 _ROBOTS_BYTES = 512 * 1024
 
@@ -79,7 +83,8 @@ class FetchError(Exception):
 
 def is_retryable(status: str) -> bool:
     """Whether a later run may have more luck with an item that ended with this status."""
-    return status in ("timeout", "fetch_failed") or status in {f"http_{number}" for number in _BUSY}
+    passing = ("timeout", "fetch_failed", "robots_disallowed")
+    return status in passing or status in {f"http_{number}" for number in (*_BUSY, *_REFUSED)}
 
 
 def is_unreachable(status: str) -> bool:

@@ -1,9 +1,10 @@
 """Stage index: the garments in FAISS shards, for sweeps and single questions.
 
     RUN/index/manifest.json        model, configuration, and hashes of every file and of what it was made from
-    RUN/index/template-KEY.* trained once, copied and filled for every shard (``pipeline.index_template``)
-    RUN/index/shard-KEY.faiss one vector a garment, the five regions side by side RUN/index/shard-KEY.parquet,
-    .features the garments behind the rows (``pipeline.vectors``)
+    RUN/index/template-KEY.*       trained once, filled for every shard (``pipeline.index_template``)
+    RUN/index/shard-KEY.faiss      one vector a garment, the five regions side by side
+    RUN/index/shard-KEY.parquet, .features
+                                   the garments behind the rows (``pipeline.vectors``)
 
 A shard is made from whole garments files and named after their contents and the template's: when some are
 added or removed, only the shards made from them are built anew. Garments of other runs may be added, and
@@ -15,6 +16,7 @@ How the shards are searched: ``pipeline.garment_index``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,8 @@ from pipeline.vectors import VECTOR_SUFFIXES, garment_count, open_vectors, visib
 from psnet.config import digest
 from psnet.regions import NUM_REGIONS, Presence
 
+logger = logging.getLogger(__name__)
+
 _ROWS_ADDED_AT_ONCE = 16_384
 # ``auto`` keeps the template while there are between a quarter and four times as many garments.
 _STILL_FITS = 4
@@ -59,21 +63,22 @@ def build_index(
     """RUN/index/ for the garments of the run, and of runs that are added; what is there and fits stays.
 
     Args:
-        add: further runs of the same model; the run itself takes its dropped shards back. drop: names of
-        shards to
-            leave out from now on.
+        add: further runs of the same model; the run itself takes its dropped shards back.
+        drop: names of shards to leave out from now on.
 
     Raises:
         UserError: the extraction is not done, an added run or a dropped shard does not fit, or the factory
-        string
-            does not suit the garments.
+            string does not suit the garments.
         RunError: the disk is full, or workers keep dying. Finished shards stay.
     """
     tag = str(run.read().get("model_tag", ""))
     shards = garment_shards(run)
-    former = _former(run.index_dir, tag)
-    added, dropped = _contents(run, former, add, drop)
+    last = _last_manifest(run.index_dir)
+    former = last if last is not None and last.model_tag == tag else None
+    added, dropped = _contents(run, last, former, add, drop)
     others = [RunDirectory.existing(path) for path in added]
+    for other in others:
+        _check_model(run, other, tag)
     inputs = inputs_digest(
         run.require("extract"),
         digest(settings.index, results_only=True),
@@ -112,36 +117,50 @@ def build_index(
             stage.note(missed=audit_index(run.index_dir, done, settings))
 
 
-def _former(folder: Path, tag: str) -> Manifest | None:
+def _last_manifest(folder: Path) -> Manifest | None:
     try:
-        manifest = Manifest.read(folder)
+        return Manifest.read(folder)
     except UserError:
         return None
-    return manifest if manifest.model_tag == tag else None
+
+
+def _check_model(run: RunDirectory, other: RunDirectory, tag: str) -> None:
+    other_tag = other.read().get("model_tag", "")
+    if other_tag != tag:
+        raise UserError(
+            f"{other.path}: its garments were made with {other_tag}, those of {run.path} with {tag}; "
+            f"extract both with the same weights, or remove {run.index_dir} to go on without added runs"
+        )
 
 
 def _contents(
-    run: RunDirectory, former: Manifest | None, add: Sequence[Path], drop: Sequence[str]
+    run: RunDirectory,
+    last: Manifest | None,
+    former: Manifest | None,
+    add: Sequence[Path],
+    drop: Sequence[str],
 ) -> tuple[list[str], list[str]]:
-    """Runs that are added and hashes of garments files that are dropped, after this command."""
-    added = list(former.added) if former else []
+    """Runs that are added and hashes of garments files that are dropped, after this command.
+
+    Args:
+        last: what the index is now; former: the same where it is of this model.
+    """
+    added = list(last.added) if last else []
     dropped = list(former.dropped) if former else []
+    if last and last.dropped and not former:
+        logger.warning(
+            "%s: what was dropped from the index of other weights is in it again; see psnet index --list",
+            run.index_dir,
+        )
     shards = {shard.name: shard for shard in former.shards} if former else {}
     for name in drop:
         if name not in shards:
             known = f"; it has {', '.join(sorted(shards))}" if shards else ""
             raise UserError(f"{run.index_dir}: has no shard {name}{known}")
         dropped += [source.sha256 for source in shards[name].sources.values()]
-    tag = run.read().get("model_tag", "")
     for path in add:
         other = RunDirectory.existing(path)
         other.require("extract")
-        other_tag = other.read().get("model_tag", "")
-        if other_tag != tag:
-            raise UserError(
-                f"{path}: its garments were made with {other_tag}, those of {run.path} with {tag}; "
-                "extract both with the same weights"
-            )
         again = {File.of(shard).sha256 for shard in garment_shards(other)}
         dropped = [sha256 for sha256 in dropped if sha256 not in again]
         where = str(other.path.resolve())

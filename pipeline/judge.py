@@ -12,7 +12,7 @@ import csv
 import datetime
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from pipeline.schema import (
     SUSPECT_SCHEMA,
     VERIFIED_SCHEMA,
     for_people,
+    guard_formula,
     joined,
     pack_homography,
 )
@@ -66,6 +67,7 @@ def judge(run: RunDirectory, settings: Settings) -> None:
     calibration = load_calibration(settings)
     listed = settings.judge.dismissed
     dismissed = {one.pair for one in read_dismissed(Path(listed))} if listed else set()
+    originals = _originals(run)
     inputs = inputs_digest(
         run.require("crawl"),
         run.require("verify"),
@@ -73,6 +75,7 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         settings.rerank,
         calibration.to_json(),
         *sorted("\n".join(sorted(pair)) for pair in dismissed),
+        *sorted(originals),
     )
     with run.stage("judge", inputs, [run.suspects_path, run.suspects_csv_path]) as stage:
         if stage.finished:
@@ -87,7 +90,7 @@ def judge(run: RunDirectory, settings: Settings) -> None:
             settings.judge.relations,
         )
         items = Items(items_table)
-        found, excluded = find_suspects(pairs, items, dismissed)
+        found, excluded = find_suspects(pairs, items, dismissed, originals)
         ranked = rank_suspects(found, settings.judge)
         reported = ranked[: settings.judge.max_suspects]
         pictures = {items[name]["image_sha256"] for one in reported for name in (one.original, one.suspect)}
@@ -116,6 +119,13 @@ def judge(run: RunDirectory, settings: Settings) -> None:
             relations=dict(sorted(Counter(table["relation"].to_pylist()).items())),
             registered=table.num_rows - table["registered_points"].null_count,
         )
+
+
+def _originals(run: RunDirectory) -> frozenset[str]:
+    """The items that a sweep asked for; of a scan none."""
+    if not run.queries_path.exists():
+        return frozenset()
+    return frozenset(pq.read_table(run.queries_path)["item_id"].to_pylist())
 
 
 def weighed(
@@ -245,7 +255,10 @@ class Suspect:
 
 
 def find_suspects(
-    pairs: pa.Table, items: Items, dismissed: Iterable[frozenset[str]] = ()
+    pairs: pa.Table,
+    items: Items,
+    dismissed: Iterable[frozenset[str]] = (),
+    originals: Container[str] = (),
 ) -> tuple[list[Suspect], Counter[str]]:
     """Each pair of items once, with its direction; and how many were excluded, by reason.
 
@@ -254,6 +267,7 @@ def find_suspects(
 
     Args:
         pairs: what `weighed` gives.
+        originals: items that somebody asked for; where nothing says who was first, they stand first.
     """
     dismissed = set(dismissed)
     excluded: Counter[str] = Counter()
@@ -268,7 +282,7 @@ def find_suspects(
                 reason = exclusion(items[query], items[match], key in dismissed)
                 if reason:
                     excluded[reason] += 1
-                verdicts[key] = None if reason else direction_of(items[query], items[match])
+                verdicts[key] = None if reason else direction_of(items[query], items[match], originals)
             verdict = verdicts[key]
             if verdict is None:
                 continue
@@ -280,13 +294,15 @@ def find_suspects(
     return list(found.values()), excluded
 
 
-def direction_of(a: Mapping[str, str], b: Mapping[str, str]) -> tuple[str, str, str]:
+def direction_of(
+    a: Mapping[str, str], b: Mapping[str, str], originals: Container[str] = ()
+) -> tuple[str, str, str]:
     """(original, suspect, how that is known) of two items: item ids, and one of ``psnet.verdict.DIRECTIONS``.
 
     The holder of the right, where exactly one side is it; else the item that was listed first; else unknown,
-    and the lexicographically smaller identifier stands first.
+    and the one of ``originals``, then the lexicographically smaller identifier, stands first.
     """
-    first, second = sorted((a, b), key=lambda item: item["item_id"])
+    first, second = sorted((a, b), key=lambda item: (item["item_id"] not in originals, item["item_id"]))
     holders = {item["rights_holder"].strip().casefold() for item in (a, b)} - {""}
     holds = [
         any(item[key].strip().casefold() in holders for key in ("seller_id", "brand"))
@@ -411,19 +427,27 @@ def _known_garments(run: RunDirectory, pictures: Iterable[str]) -> dict[tuple[st
 
 
 def to_csv(suspects: pa.Table) -> str:
-    """suspects.csv: the contract's columns first, lists joined by "|", numbers with six digits."""
+    """suspects.csv: the contract's columns first, lists joined by "|", numbers with six digits. What sellers
+    wrote is kept from being run as a formula; identifiers of items stay as they are, for programs."""
     names = [*CSV_FIRST, *(name for name in for_people(suspects) if name not in CSV_FIRST)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    columns = [[_cell(value) for value in suspects[name].to_pylist()] for name in names]
+    columns = [
+        [_cell(value, verbatim=name.endswith("_item_id")) for value in suspects[name].to_pylist()]
+        for name in names
+    ]
     writer.writerows(zip(*columns, strict=True))
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Any, verbatim: bool) -> Any:
     if isinstance(value, list):
         return joined(value)
     if isinstance(value, float):
         return f"{value:.6f}"
+    if isinstance(value, str):
+        value = value if verbatim else guard_formula(value)
+        # A carriage return, which nothing quotes, would be taken for the end of the row.
+        return value.replace("\r\n", "\n").replace("\r", "\n")
     return "" if value is None else value

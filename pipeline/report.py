@@ -30,6 +30,7 @@ from PIL import Image
 
 from pipeline import missed
 from pipeline.calibration import load_calibration
+from pipeline.catalogue import catalogue_digest
 from pipeline.dismissed import Dismissal, read_dismissed
 from pipeline.extract import garment_shards
 from pipeline.judge import days_later
@@ -118,13 +119,16 @@ class Evidence:
     """What a page is made from.
 
     ``suspects``: SUSPECT_SCHEMA, sorted by rank. ``garments``: GARMENT_COLUMNS of GARMENT_SCHEMA.
-    ``items``: ITEM_SCHEMA. ``record``: the contents of run.json.
+    ``items``: ITEM_SCHEMA. ``record``: the contents of run.json. ``chosen``: how ``suspects`` were chosen
+    among the ``total`` of the run, "" where they are all.
     """
 
     suspects: pa.Table
     garments: pa.Table
     items: pa.Table
     record: Mapping[str, Any]
+    chosen: str = ""
+    total: int = 0
 
 
 GARMENT_COLUMNS = (
@@ -152,6 +156,8 @@ def report(run: RunDirectory, settings: Settings) -> None:
     with run.lock():
         inputs = inputs_digest(
             run.require("judge"),
+            # Items that failed are no input of the stages before, but stand on the page.
+            catalogue_digest(pq.read_table(run.items_path, columns=["item_id", "status", "error"])),
             digest(settings.report, results_only=True),
             calibration.to_json(),
             json.dumps([astuple(dismissal) for dismissal in options.dismissed]),
@@ -279,7 +285,6 @@ def embed_json(data: Any) -> str:
 
 def page_data(evidence: Evidence, pictures: Mapping[str, Picture], options: PageOptions) -> dict[str, Any]:
     """Everything the script needs, as plain JSON values; arguments as in ``render_page``."""
-    total = evidence.suspects.num_rows
     shown = evidence.suspects.slice(0, options.max_suspects)
     cards = _Cards(pictures, _garment_rows(shown, evidence.garments))
     rows = [cards.row(suspect) for suspect in shown.to_pylist()]
@@ -293,12 +298,8 @@ def page_data(evidence: Evidence, pictures: Mapping[str, Picture], options: Page
         "changed_thresholds": options.changed_threshold,
         "presets": _presets(options.region_weights),
         "run": _run_summary(evidence),
-        "empty": _empty_message(evidence.items),
-        "notice": (
-            f"This page shows the best {len(rows):,} of {total:,} suspected pairs; suspects.csv has them all."
-            if len(rows) < total
-            else ""
-        ),
+        "empty": _empty_message(evidence),
+        "notice": _notice(evidence, len(rows)),
         "items": cards.items,
         "garments": cards.garments,
         "pictures": cards.pictures,
@@ -501,9 +502,26 @@ def _presets(region_weights: Mapping[str, Sequence[float]]) -> list[dict[str, An
     return presets
 
 
-def _empty_message(items: pa.Table) -> str:
+def _notice(evidence: Evidence, shown: int) -> str:
+    """What the page leaves out, "" for nothing."""
+    found = evidence.suspects.num_rows
+    if evidence.chosen:
+        best = f"the best {shown:,} of " if shown < found else ""
+        return (
+            f"This page shows {best}the {found:,} of {evidence.total:,} suspected pairs chosen by "
+            f"{evidence.chosen}; the run's suspects.csv has them all."
+        )
+    if shown < found:
+        return f"This page shows the best {shown:,} of {found:,} suspected pairs; suspects.csv has them all."
+    return ""
+
+
+def _empty_message(evidence: Evidence) -> str:
+    items = evidence.items
     if not items.num_rows:
         return "The catalogue of this run has no items."
+    if evidence.total:
+        return f"None of the {evidence.total:,} suspected pairs was chosen by {evidence.chosen}."
     return f"None of the {items.num_rows:,} items looks enough like another seller's item to be suspected."
 
 
@@ -522,7 +540,11 @@ def _run_summary(evidence: Evidence) -> dict[str, Any]:
             "note": f"{failed:,} not" if failed else "",
         },
         {"label": "Garments", "value": f"{_count_garments(evidence.garments, items):,}"},
-        {"label": "Suspected pairs", "value": f"{evidence.suspects.num_rows:,}"},
+        {
+            "label": "Suspected pairs",
+            "value": f"{max(evidence.total, evidence.suspects.num_rows):,}",
+            "note": f"{evidence.suspects.num_rows:,} chosen" if evidence.chosen else "",
+        },
     ]
     if seconds:
         planned = record.get("plan", {}).get("seconds")

@@ -27,7 +27,7 @@ import platform
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -244,6 +244,19 @@ class RunDirectory:
         found: dict[str, Any] = self.read().get("stages", {}).get(name, {})
         return found
 
+    def require_current(self, name: str) -> None:
+        """As ``require``; what the stage gave must also be of the input and settings that the record names.
+
+        Raises:
+            UserError: it has not been done, or a later start of the run has not come so far.
+        """
+        self.require(name)
+        if self.stage_record(name).get("stale"):
+            raise UserError(
+                f"{self.path}: what stage {name} gave is of an earlier input or of earlier settings; "
+                "what began since has not come so far: let it finish, or start it again"
+            )
+
     def require(self, name: str) -> str:
         """The digest of what stage ``name`` gave, for the inputs' digest of the stages after it.
 
@@ -276,6 +289,8 @@ class RunDirectory:
             same = before.get("inputs_digest") == inputs_digest
             if same and before.get("done") and all(output.exists() for output in outputs):
                 self.finished_before.append(name)
+                if before.pop("stale", False):
+                    self._enter(name, before)
                 yield StageRecord(finished=True)
                 return
             stage = StageRecord()
@@ -286,7 +301,7 @@ class RunDirectory:
                 "seconds": spent,
                 "started": _now(),
             }
-            self._enter(name, entry)
+            self._enter(name, entry, begins=True)
             start = time.monotonic()
             try:
                 yield stage
@@ -312,9 +327,23 @@ class RunDirectory:
                 },
             )
 
-    def _enter(self, name: str, entry: dict[str, Any]) -> None:
+    def begin(self, **values: Any) -> None:
+        """``update`` for a new start: where an input or a setting is another one, what the stages gave is
+        ``stale`` until each has been found finished, or has been done again."""
+        with self.lock():
+            record = self._started()
+            changed = any(record.get(name) != values[name] for name in ("input_digest", "config_digest"))
+            stages = record.get("stages", {})
+            if changed:
+                stages = _stale(stages, stages)
+            self._write({**record, **values, **({"stages": stages} if stages else {})})
+
+    def _enter(self, name: str, entry: dict[str, Any], begins: bool = False) -> None:
         record = self._started()
         stages = {**record.get("stages", {}), name: entry}
+        # What is added to an index by hand changes no suspect; a pruned search asks for the index itself.
+        if begins and name != "index":
+            stages = _stale(stages, STAGES[STAGES.index(name) + 1 :])
         order = {stage: position for position, stage in enumerate(STAGES)}
         record["stages"] = {
             stage: stages[stage] for stage in sorted(stages, key=lambda s: order.get(s, len(order)))
@@ -376,6 +405,12 @@ class RunDirectory:
         file.flush()
 
 
+def _stale(stages: Mapping[str, dict[str, Any]], names: Collection[str]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {**entry, "stale": True} if name in names else dict(entry) for name, entry in stages.items()
+    }
+
+
 def begin_run(
     out: str | os.PathLike[str],
     settings: Settings,
@@ -393,7 +428,7 @@ def begin_run(
     former = run.read().get("kind", kind)
     if former != kind:
         raise UserError(f"{run.path}: holds a {former}, not a {kind}; name another --out")
-    run.update(
+    run.begin(
         kind=kind,
         catalogue=str(catalogue),
         **({} if against is None else {"against": str(against)}),

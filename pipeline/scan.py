@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ def scan(catalogue: AnyPath, out: AnyPath, settings: Settings) -> RunDirectory:
         UserError: something wrong with the catalogue, the run directory or the settings.
         RunError: a stage failed; what is finished is kept.
     """
-    items = read_catalogue(catalogue)
+    items = read_catalogue(catalogue, settings.crawl.s3_endpoint_url)
     run = begin_run(out, settings, catalogue, catalogue_digest(items))
     with run.lock():
         crawl(run, items, settings)
@@ -51,13 +51,14 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
     an original.
 
     Raises:
-        UserError, RunError: see ``scan``.
+        UserError: see ``scan``; or both sides have different items under one item_id.
+        RunError: see ``scan``.
     """
-    queries = read_catalogue(originals)
+    queries = read_catalogue(originals, settings.crawl.s3_endpoint_url)
     earlier = _earlier_run(against)
     sources = [] if earlier is None else _with_added(earlier)
-    others = _all_items(sources) if sources else read_catalogue(against)
-    items = _joined(queries, others)
+    others = _all_items(sources) if sources else read_catalogue(against, settings.crawl.s3_endpoint_url)
+    items = _joined(queries, others, str(originals), str(against))
     run = begin_run(out, settings, originals, catalogue_digest(items), against)
     with run.lock():
         run.queries_path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def _all_items(runs: Sequence[RunDirectory]) -> pa.Table:
     """The items of all runs; one that several runs know counts as the first one's."""
     items = _fetched_items(runs[0])
     for run in runs[1:]:
-        items = _joined(items, _fetched_items(run))
+        items = _joined(items, _fetched_items(run), str(runs[0].path), str(run.path))
     return items
 
 
@@ -118,10 +119,40 @@ def _fetched_items(run: RunDirectory) -> pa.Table:
     return pa.table(columns, schema=CATALOGUE_SCHEMA)
 
 
-def _joined(queries: pa.Table, others: pa.Table) -> pa.Table:
-    known = pc.is_in(others["item_id"], value_set=queries["item_id"].combine_chunks())
+def _joined(queries: pa.Table, others: pa.Table, name: str, other_name: str) -> pa.Table:
+    """``queries``, and of ``others`` those that they do not hold.
+
+    Raises:
+        UserError: two different items have one item_id: one of them would not be screened.
+    """
+    place = pc.index_in(others["item_id"], value_set=queries["item_id"].combine_chunks())
+    known = pc.is_valid(place)
+    again = others.filter(known)
+    pairs = zip(again.to_pylist(), queries.take(pc.drop_null(place)).to_pylist(), strict=True)
+    different = [one["item_id"] for one, other in pairs if not _is_same_item(one, other)]
+    if different:
+        more = f" and {len(different) - 3:,} more" if len(different) > 3 else ""
+        raise UserError(
+            f"{name} and {other_name}: have different items under one item_id "
+            f"({', '.join(map(repr, different[:3]))}{more}: neither seller_id nor image agree); "
+            "rename those of one side, e.g. by a prefix"
+        )
     plain = [table.replace_schema_metadata(None) for table in (queries, others.filter(pc.invert(known)))]
     return pa.concat_tables(plain)
+
+
+def _is_same_item(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether rows of one item_id mean one item: of one seller, or with one picture."""
+    if one["seller_id"] and one["seller_id"] == other["seller_id"]:
+        return True
+    return bool(_places(one) & _places(other))
+
+
+def _places(item: Mapping[str, str]) -> set[str]:
+    """Where its picture lies; of an earlier run's also where it was fetched from."""
+    location, image = item["location"], item["image"].strip()
+    fetched_from = {image} if "://" in image else set()
+    return fetched_from | {location if "://" in location else os.path.realpath(location)}
 
 
 def take_over(earlier: RunDirectory, run: RunDirectory) -> None:

@@ -408,6 +408,11 @@ def joined(values: Sequence[Any]) -> str:
     return "|".join(f"{one:.9g}" if isinstance(one, float) else one for one in values)
 
 
+def guard_formula(text: str) -> str:
+    """``text`` with an apostrophe in front if a spreadsheet would run it (OWASP, CSV injection)."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and text else text
+
+
 def pack_features(features: np.ndarray) -> pa.FixedSizeBinaryArray:
     """(n, 5, d) floats to n values of fixed-size binary float16.
 

@@ -85,9 +85,9 @@ PARTS = (
     "detector",
     "landmarks",
     "self-training",
-    "edited",
     "retrieval",
     "copies",
+    "edited",
     "groups",
     "region-weights",
     "comparison",
@@ -187,11 +187,6 @@ def _splits(settings: TrainSettings) -> dict[str, set[str]]:
 def _pseudo_labels(settings: TrainSettings, time: int) -> Path:
     """Where the labels lie that the network gave to the unlabelled photographs the ``time``-th time."""
     return Path(settings.out) / f"pseudo-labels-{time}.jsonl"
-
-
-def _latest_pseudo_labels(settings: TrainSettings) -> Path | None:
-    made = (_pseudo_labels(settings, time) for time in range(max(settings.edited_rounds, 1), 0, -1))
-    return next((path for path in made if path.exists()), None)
 
 
 def _catalogue(path: str) -> list[tuple[Path, str, str]]:
@@ -318,6 +313,14 @@ def _with_pseudo_labels(
     return load_garments(settings, path if path.exists() else None)
 
 
+def _with_first_pseudo_labels(
+    settings: TrainSettings,
+) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
+    """``load_garments`` with the labels of the part self-training, where there has been one."""
+    path = _pseudo_labels(settings, 1)
+    return load_garments(settings, path if path.exists() else None)
+
+
 def _proposer(settings: TrainSettings) -> Predictor:
     """What has been trained so far, to find garments with; the landmark branch alone says what they are."""
     out = Path(settings.out)
@@ -350,7 +353,7 @@ def train_edited(settings: TrainSettings) -> None:
 
 
 def train_retrieval(settings: TrainSettings) -> None:
-    train, held = load_garments(settings, _latest_pseudo_labels(settings))
+    train, held = _with_first_pseudo_labels(settings)
     model = build_retrieval_branch(settings.model)
     if settings.model.retrieval != "crop":
         _start_from_landmarks(model, settings)
@@ -377,7 +380,7 @@ def train_copies(settings: TrainSettings) -> None:
         raise ConfigError(
             "copies: can only be read for a branch with a crop per region (model.retrieval: crop)"
         )
-    train, held = load_garments(settings, _latest_pseudo_labels(settings))
+    train, held = _with_first_pseudo_labels(settings)
     out, seed, side = Path(settings.out), settings.seed + 3, settings.model.region_side
     before, model = out / "copies" / RETRIEVAL_FILE, build_retrieval_branch(settings.model)
     load_part(model, before if before.exists() else out / RETRIEVAL_FILE)
@@ -620,9 +623,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "detector": train_detector,
         "landmarks": train_landmarks,
         "self-training": train_self,
-        "edited": train_edited,
         "retrieval": train_retrieval,
         "copies": train_copies,
+        "edited": train_edited,
         "groups": train_groups,
         "region-weights": train_region_weights,
         "comparison": train_comparison,

@@ -34,6 +34,7 @@ class Shop(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _ShopPage)
         self.hits: Counter[str] = Counter()
         self.robots: tuple[int, bytes] = (404, b"")
+        self.refused = True
         self.active = 0
         self.busiest = 0
         self.lock = threading.Lock()
@@ -86,6 +87,12 @@ class _ShopPage(BaseHTTPRequestHandler):
 
     def page_image(self, rest: str, hits: int) -> None:
         self.answer(200, jpeg(int(rest or 0)))
+
+    def page_refused(self, rest: str, hits: int) -> None:
+        if self.server.refused:
+            self.answer(403, b"not with these credentials", kind="text/plain")
+        else:
+            self.page_image(rest, hits)
 
     def page_odd(self, rest: str, hits: int) -> None:
         self.answer(200, jpeg(), kind="text/plain")

@@ -74,15 +74,17 @@ def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dates = ["2026-03-22", "2026-03-22T10:11:12Z", "", "22.03.2026", "2026-02-30"]
+    zoned = ["2026-03-22T23:30:00-08:00", "2026-03-23T01:00:00+02:00", "0001-01-01T00:00:00+09:00"]
+    dates = ["2026-03-22", "2026-03-22T10:11:12Z", "", "22.03.2026", "2026-02-30", *zoned]
     path = write(
         tmp_path, "item_id,image,seller_id,listed_at\n" + "".join(f"{d}x,a.jpg,s,{d}\n" for d in dates)
     )
     table = read_catalogue(path)
-    assert table["listed_at"].to_pylist() == ["2026-03-22", "2026-03-22", "", "", ""]
-    assert unreadable_dates(table) == 2
+    in_greenwich = ["2026-03-23", "2026-03-22", ""]
+    assert table["listed_at"].to_pylist() == ["2026-03-22", "2026-03-22", "", "", "", *in_greenwich]
+    assert unreadable_dates(table) == 3
     assert json.loads(table["extra"][3].as_py()) == {"listed_at": "22.03.2026"}
-    assert "line 5" in caplog.text and "2 listed_at" in caplog.text
+    assert "line 5" in caplog.text and "3 listed_at" in caplog.text
 
 
 def test_parquet_equals_csv(tmp_path: Path) -> None:
@@ -198,3 +200,18 @@ def test_a_catalogue_in_s3(s3: Any) -> None:
     assert table["location"].to_pylist() == ["s3://catalogues/may/x/1.jpg"]
     with pytest.raises(UserError, match="cannot be read"):
         read_catalogue("s3://catalogues/june/all.csv")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_catalogue("s3://catalogues/may/all.csv", "http://127.0.0.1:1")
+
+
+def test_paths_in_a_bucket_mean_what_they_say(s3: Any) -> None:
+    s3.create_bucket(Bucket="paths")
+    images = ("./x/1.jpg", "../img/2.jpg", "a//3.jpg", "../../../4.jpg")
+    rows = "".join(f"{number},{image},s\n" for number, image in enumerate(images))
+    s3.put_object(Bucket="paths", Key="a/may.csv", Body=f"item_id,image,seller_id\n{rows}".encode())
+    assert read_catalogue("s3://paths/a/may.csv")["location"].to_pylist() == [
+        "s3://paths/a/x/1.jpg",
+        "s3://paths/img/2.jpg",
+        "s3://paths/a/a//3.jpg",
+        "s3://paths/4.jpg",
+    ]

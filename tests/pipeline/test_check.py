@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,22 @@ def test_the_same_photograph_in_another_file_is_the_first_suspect(run, settings,
     words = in_words(answer)
     assert "1. item 003, seller seller 3: identical, score 1.000" in words
     assert first.explanation in words and "offered" not in first.explanation
+
+
+def test_an_item_that_several_runs_hold_is_named_once(run, settings, tmp_path):
+    again = RunDirectory(tmp_path / "again")
+    shutil.copytree(run.path, again.path, ignore=shutil.ignore_patterns("index"))
+    shard = next(again.garments_dir.glob("*.parquet"))
+    pq.write_table(pq.read_table(shard).slice(2), shard)  # another file, some of the same garments
+    both = RunDirectory(tmp_path / "both")
+    shutil.copytree(run.path, both.path)
+    build_index(both, settings, add=[again.path])
+    (answer,) = check(both, [png(photograph(3), tmp_path / "again.png", compress_level=0)], settings)
+    assert answer.compared_with == 12 + 10
+    named = [match.item["item_id"] for match in answer.garments[0].suspects]
+    assert {"003", "twin"} <= set(named) and len(named) == len(set(named))
+    (answer,) = check(both, [picture_of(both, "003")], settings)
+    assert answer.same_picture == ["003", "twin"]
 
 
 def test_a_flipped_photograph_is_found(run, settings):

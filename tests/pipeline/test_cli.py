@@ -113,6 +113,13 @@ def test_help_comes_at_once():
     )
 
 
+def test_a_table_holds_what_somebody_wrote(capsys: pytest.CaptureFixture[str]):
+    cell = "Blouse [/weiss] [red] " + "x" * 200
+    cli._print_table("[a] of b", ["item", "title"], [["sku[a]999", cell]])
+    said = capsys.readouterr().out
+    assert cell in said and "sku[a]999" in said and "[a] of b" in said
+
+
 def test_version():
     assert psnet("version").stdout.startswith("psnet ")
 

@@ -146,6 +146,19 @@ def test_failures_that_may_pass_are_tried_again(shop: Any, tmp_path: Path) -> No
     assert shop.hits == {"/robots.txt": 2, "/flaky": 2, "/gone": 1, "/image/1": 1}
 
 
+def test_what_was_refused_is_asked_for_again_in_a_later_run(shop: Any, tmp_path: Path) -> None:
+    shop.robots = (200, b"User-agent: *\nDisallow: /image/2\n")
+    catalogue = write_catalogue(tmp_path, [f"{shop.url}/refused", f"{shop.url}/image/2"])
+    rows, _ = run_crawl(tmp_path, catalogue)
+    assert [row["status"] for row in rows] == ["http_403", "robots_disallowed"]
+    assert shop.hits["/refused"] == 1
+    shop.refused = False
+    rows, _ = run_crawl(tmp_path, catalogue)
+    assert [row["status"] for row in rows] == ["ok", "robots_disallowed"]
+    rows, _ = run_crawl(tmp_path, catalogue, retry_failed=False, respect_robots=False)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+
+
 def test_other_caps_judge_anew(shop: Any, tmp_path: Path) -> None:
     catalogue = write_catalogue(tmp_path, [f"{shop.url}/image/1", f"{shop.url}/image/2"])
     rows, _ = run_crawl(tmp_path, catalogue, max_bytes=1000)

@@ -62,6 +62,23 @@ def test_formulas_are_made_text(text: str) -> None:
     assert guard_formula(text) == "'" + text
 
 
+def test_numbers_of_a_list_are_no_formula(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    suspects = pq.read_table(run.suspects_path).to_pylist()
+    suspects[0]["homography"] = [-1.0, 0.0, 5.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    pq.write_table(pa.Table.from_pylist(suspects, schema=SUSPECT_SCHEMA), run.suspects_path)
+    path = export(run, "csv", tmp_path / "s.csv").path
+    row = next(csv.DictReader(path.open(encoding="utf-8-sig", newline="")))
+    assert row["homography"].startswith("-1|0|5|")
+
+
+def test_suspects_of_an_earlier_input_are_not_exported_as_tonights(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.begin(input_digest="another", config_digest="c0ffee")
+    with pytest.raises(UserError, match="of an earlier input"):
+        export(run, "csv", tmp_path / "s.csv")
+
+
 @pytest.mark.parametrize("text", ["", "a=1", "007", "s-1"])
 def test_other_text_is_left_alone(text: str) -> None:
     assert guard_formula(text) == text
@@ -108,6 +125,11 @@ def test_html_is_one_file_with_its_pictures(
 
 def test_the_list_can_be_cut(run: RunDirectory, tmp_path: Path) -> None:
     identical = export(run, "json", tmp_path / "i.json", relations=["identical"])
+    page = export(run, "html", tmp_path / "i.html", relations=["identical"]).path.read_text()
+    assert "shows the 1 of 3 suspected pairs chosen by --relation identical" in page
+    assert '"Suspected pairs","value":"3","note":"1 chosen"' in page
+    page = export(run, "html", tmp_path / "n.html", relations=["undecidable"]).path.read_text()
+    assert "None of the 3 suspected pairs was chosen by --relation undecidable." in page
     assert [s["rank"] for s in json.loads(identical.path.read_text())["suspects"]] == [2]
     assert export(run, "csv", tmp_path / "l.csv", limit=1).suspects == 1
 

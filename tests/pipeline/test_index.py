@@ -264,6 +264,16 @@ def test_runs_are_added_and_shards_dropped_without_a_rebuild(tmp_path, source):
     fresh = write_run(tmp_path / "fresh", source, plain_items(200))
     with pytest.raises(UserError, match=r"made with psnet-other, those of .* with psnet-test"):
         build_index(fresh, few, add=[other.path])
+    # An added run of other weights is no part of the index any longer; nor is it forgotten when the run's own
+    # are others.
+    extracted_again(run, "a third night")
+    for tag in ("psnet-test", "psnet-new"):
+        run.update(model_tag=tag)
+        with pytest.raises(UserError, match=rf"made with psnet-other, those of .* with {tag}"):
+            build_index(run, few)
+    other.update(model_tag="psnet-new")
+    build_index(run, few)
+    assert keys(run) == own | new and Manifest.read(run.index_dir).added == [str(other.path.resolve())]
 
 
 def no_region(run: RunDirectory) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from itertools import pairwise
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pipeline.judge import (
     find_suspects,
     judge,
     suspect_table,
+    to_csv,
     weighed,
 )
 from pipeline.match import match
@@ -104,6 +106,36 @@ def pair(query: str, match: str, **values: object) -> dict[str, object]:
         "state_left_sleeve": "changed",
     }
     return {**row, **values}
+
+
+def test_where_nothing_says_who_was_first_what_was_asked_for_stands_first():
+    items = [item("0123"), item("shirt", listed_at="2024-02-01"), item("soon", listed_at="2024-01-01")]
+    by_name = {one["item_id"]: one for one in items}
+    asked = frozenset({"shirt"})
+    assert direction_of(by_name["0123"], by_name["shirt"], asked) == ("shirt", "0123", "unknown")
+    assert direction_of(by_name["shirt"], by_name["soon"], asked) == (
+        "soon",
+        "shirt",
+        "original_first_listed",
+    )
+    table = item_table([{**one, "image_sha256": one["item_id"]} for one in items])
+    pairs = pa.Table.from_pylist([pair("shirt", "0123")], schema=WEIGHED_SCHEMA)
+    for originals, first in ((asked, "shirt"), ((), "0123")):
+        ((suspect,), _) = find_suspects(pairs, Items(table), originals=originals)
+        assert suspect.original == first
+
+
+def test_what_sellers_write_is_no_formula_and_ends_no_row():
+    items = [
+        item("=a", listed_at="2024-01-01", title="=HYPERLINK(1)"),
+        item("b", listed_at="2024-02-01", title="two\rlines"),
+    ]
+    table = item_table([{**one, "image_sha256": one["item_id"]} for one in items])
+    found, _ = find_suspects(pa.Table.from_pylist([pair("=a", "b")], schema=WEIGHED_SCHEMA), Items(table))
+    garments = {(name, i): {"category": None, "group": None} for name in ("=a", "b") for i in (0, 1)}
+    (row,) = csv.DictReader(io.StringIO(to_csv(suspect_table(found, Items(table), garments)), newline=""))
+    assert row["original_title"] == "'=HYPERLINK(1)" and row["suspect_title"] == "two\nlines"
+    assert row["original_item_id"] == "=a"
 
 
 def suspects_of(pairs, items):

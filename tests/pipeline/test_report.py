@@ -267,6 +267,14 @@ def test_the_stage_runs_once_and_again_when_something_changed(tmp_path: Path, ti
     report(run, settings)
     assert run.report_path.stat().st_mtime_ns > written
 
+    # An item that has failed is no input of any stage before, and is named on the page.
+    items = pq.read_table(run.items_path)
+    lost = items.slice(0, 1).set_column(0, "item_id", pa.array(["lost"]))
+    lost = lost.set_column(lost.column_names.index("status"), "status", pa.array(["missing_file"]))
+    pq.write_table(pa.concat_tables([items, lost.cast(items.schema)]), run.items_path)
+    report(run, settings)
+    assert '"missing_file"' in run.report_path.read_text()
+
 
 def test_no_report_before_the_judgement(tmp_path: Path, tiny_weights: Path) -> None:
     with pytest.raises(UserError, match="stage judge is not done"):

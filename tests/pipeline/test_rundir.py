@@ -80,6 +80,36 @@ def test_a_failed_stage_is_not_done_and_its_time_counts(run: RunDirectory, error
     assert again["done"] and "error" not in again and again["seconds"] >= record["seconds"]
 
 
+def test_what_a_run_gave_is_stale_until_a_new_start_has_come_so_far(run: RunDirectory):
+    def through(*names: str, **digests: str) -> None:
+        run.begin(**digests)
+        for name in names:
+            with run.stage(name, "same" if name != "match" else digests["input_digest"]):
+                pass
+
+    old = {"input_digest": "a", "config_digest": "c"}
+    through("crawl", "match", "judge", **old)
+    run.require_current("judge")
+    run.begin(**old)
+    run.require_current("judge")
+    through("crawl", "match", **{**old, "input_digest": "b"})
+    run.require_current("match")
+    assert run.require("judge")
+    with pytest.raises(UserError, match="stage judge gave is of an earlier input"):
+        run.require_current("judge")
+    with run.stage("judge", "same") as stage:
+        assert stage.finished
+    run.require_current("judge")
+    # A stage by hand, without a new start.
+    with run.stage("match", "other"):
+        pass
+    with pytest.raises(UserError, match="stage judge gave"):
+        run.require_current("judge")
+    with run.stage("index", "by hand"):
+        pass
+    run.require_current("match")
+
+
 def test_stages_stand_in_the_order_of_the_data_flow(run: RunDirectory):
     for name in ("report", "crawl", "match"):
         with run.stage(name, "a"):

@@ -96,6 +96,19 @@ def test_a_sweep_of_a_scan_extracts_the_originals_only(
         scan(catalogue, run.path, settings)
 
 
+def test_two_items_of_one_id_are_not_taken_for_one(
+    catalogue: Path, settings: Settings, tmp_path: Path, scanned: RunDirectory
+):
+    brand = write_catalogue(tmp_path / "brand", "brand.csv", {"3": 3, "mine": 9})
+    brand.write_text(brand.read_text().replace("seller of ", "brand of "))
+    for against in (catalogue, scanned.path):
+        with pytest.raises(UserError, match=r"different items under one item_id \('3': neither"):
+            sweep(brand, against, tmp_path / "out", settings)
+    with pytest.raises(UserError, match="'3'"):
+        sweep(brand.parent, catalogue, tmp_path / "out", settings)  # a folder: 3.png, 9.png
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sweep_of_a_run_that_has_not_extracted(catalogue: Path, settings: Settings, tmp_path: Path):
     half = RunDirectory(tmp_path / "half")
     half.update(kind="scan")

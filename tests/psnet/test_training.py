@@ -178,7 +178,7 @@ def test_the_training_command_makes_a_weights_folder(tmp_path, capsys):
         pseudo_presence=0.0,
         pseudo_group=0.0,
     )
-    for part in ("detector", "landmarks", "self-training", "edited", "retrieval", "copies", "region-weights"):
+    for part in ("detector", "landmarks", "self-training", "retrieval", "copies", "edited", "region-weights"):
         assert main([part, "--config", config]) == 0
     # A run that was killed between two rounds of the part edited ends as if it had not been.
     landmarks = (tmp_path / "out" / "landmarks.safetensors").read_bytes()
