@@ -250,8 +250,7 @@ class Checker:
                 other = sights[found.sha256[row], int(found.garment[row])]
                 if other is None:
                     continue
-                flipped = bool(found.comparison.mirrored[row])
-                one = self._verifier.verify(own[int(found.query[row])], other, flipped)
+                one = self._verifier.verify(own[int(found.query[row])], other)
                 if one is not None and one.points >= self._calibration.registered_points:
                     said[row] = one
         return said

@@ -53,8 +53,15 @@ CSV_FIRST = ("rank", "original_item_id", "suspect_item_id", "score", "relation",
 """The columns that suspects.csv begins with, whatever follows."""
 
 _SEEN = ("registered_points", *CHANGED_COLUMNS, "homography", "laid")
-WEIGHED_SCHEMA: pa.Schema = pa.schema([*PAIR_SCHEMA, *(VERIFIED_SCHEMA.field(name) for name in _SEEN)])
-"""Pairs worth reporting: what counts of the features and of the photographs, from the query's side."""
+WEIGHED_SCHEMA: pa.Schema = pa.schema(
+    [
+        *PAIR_SCHEMA,
+        *(VERIFIED_SCHEMA.field(name) for name in _SEEN),
+        pa.field("cos_mirrored", pa.bool_(), nullable=False),
+    ]
+)
+"""Pairs worth reporting: what counts of the features and of the photographs, from the query's side.
+``cos_mirrored``: the cosines are those of the flipped comparison, which the photographs may contradict."""
 
 
 def judge(run: RunDirectory, settings: Settings) -> None:
@@ -159,6 +166,7 @@ def weighed(
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "relation": pa.array(relation, pa.string()),
         "mirrored": pa.array(mirrored),
+        "cos_mirrored": pairs["mirrored"],
         **{
             column: pa.array(
                 np.where(seen, np.array(STATES)[verdict.states[:, r]], np.asarray(pairs[column])), pa.string()
@@ -364,7 +372,10 @@ def _row(
     original, copy = items[suspect.original], items[suspect.suspect]
     sides = suspect.garments(items)
     # Regions are named from the query's side. In a flipped comparison the other side's left is its right.
-    order = MIRROR if suspect.reverse and pair["mirrored"] else range(len(REGIONS))
+    order, of_cosines = (
+        MIRROR if suspect.reverse and flipped else range(len(REGIONS))
+        for flipped in (pair["mirrored"], pair["cos_mirrored"])
+    )
     states = [pair[STATE_COLUMNS[r]] for r in order]
     codes = [STATES.index(state) for state in states]
     row: dict[str, Any] = {
@@ -374,7 +385,7 @@ def _row(
         "modified_regions": [name for name, code in zip(REGIONS, codes, strict=True) if code == CHANGED],
         "direction": suspect.direction,
         **{name: pair[name] for name in ("score", "relation", "mirrored", "normalised_score")},
-        **{column: pair[COS_COLUMNS[r]] for column, r in zip(COS_COLUMNS, order, strict=True)},
+        **{column: pair[COS_COLUMNS[r]] for column, r in zip(COS_COLUMNS, of_cosines, strict=True)},
         **dict(zip(STATE_COLUMNS, states, strict=True)),
         "registered_points": pair["registered_points"],
         "homography": _inverse(pair["homography"]) if suspect.reverse else pair["homography"],
@@ -387,6 +398,7 @@ def _row(
             points=pair["registered_points"],
             direction=suspect.direction,
             days_later=days_later(original["listed_at"], copy["listed_at"]),
+            sellers_known=bool(original["seller_id"] and copy["seller_id"]),
         ),
     }
     for side, item, garment in zip(("original", "suspect"), (original, copy), sides, strict=True):

@@ -310,11 +310,9 @@ def page_data(evidence: Evidence, pictures: Mapping[str, Picture], options: Page
 
 
 def _decision_scope(record: Mapping[str, Any]) -> str:
-    """Under which name a browser keeps the decisions: the catalogue's, so that they outlive a rescan of it.
-
-    Its last two parts only, because ``data/a.csv`` and ``../data/a.csv`` are one catalogue.
-    """
-    return "/".join(Path(str(record.get("catalogue", ""))).parts[-2:])
+    """Under which name a browser keeps the decisions: that of the catalogue (of a sweep, of both sides), so
+    that they outlive a rescan of it and no other catalogue's page shows them."""
+    return "\n".join(str(record[name]) for name in ("catalogue", "against") if record.get(name))
 
 
 class _Cards:
@@ -505,15 +503,34 @@ def _presets(region_weights: Mapping[str, Sequence[float]]) -> list[dict[str, An
 def _notice(evidence: Evidence, shown: int) -> str:
     """What the page leaves out, "" for nothing."""
     found = evidence.suspects.num_rows
+    beyond = _left_out(evidence).get("beyond_max_suspects", 0)
+    rest = f" {beyond:,} more were left out by judge.max_suspects and are in no file." if beyond else ""
     if evidence.chosen:
         best = f"the best {shown:,} of " if shown < found else ""
         return (
             f"This page shows {best}the {found:,} of {evidence.total:,} suspected pairs chosen by "
-            f"{evidence.chosen}; the run's suspects.csv has them all."
+            f"{evidence.chosen}; the run's suspects.csv has them all.{rest}"
         )
     if shown < found:
-        return f"This page shows the best {shown:,} of {found:,} suspected pairs; suspects.csv has them all."
-    return ""
+        those = f"these {found:,}" if beyond else "them all"
+        best = f"the best {shown:,} of {found:,} suspected pairs"
+        return f"This page shows {best}; suspects.csv has {those}.{rest}"
+    return f"This page shows the best {found:,} suspected pairs.{rest}" if beyond else ""
+
+
+def _left_out(evidence: Evidence) -> dict[str, int]:
+    """Suspected pairs that are not on the list, by reason."""
+    failed: dict[str, int] = evidence.record.get("stages", {}).get("judge", {}).get("failed") or {}
+    return failed
+
+
+# As a reviewer reads it.
+_LEFT_OUT = {
+    "same_seller": "of one seller",
+    "licensed": "licensed",
+    "dismissed": "dismissed before",
+    "beyond_max_suspects": "beyond judge.max_suspects",
+}
 
 
 def _empty_message(evidence: Evidence) -> str:
@@ -522,7 +539,15 @@ def _empty_message(evidence: Evidence) -> str:
         return "The catalogue of this run has no items."
     if evidence.total:
         return f"None of the {evidence.total:,} suspected pairs was chosen by {evidence.chosen}."
-    return f"None of the {items.num_rows:,} items looks enough like another seller's item to be suspected."
+    failed = sum(failure["count"] for failure in _failures(evidence.garments, items))
+    text = f"None of the {items.num_rows - failed:,} screened items is suspected to be a copy of another."
+    if failed:
+        text += f" {failed:,} could not be screened."
+    left_out = _left_out(evidence)
+    if left_out:
+        reasons = ", ".join(f"{n:,} {_LEFT_OUT.get(reason, reason)}" for reason, n in left_out.items())
+        text += f" Of pairs that look alike these were left out: {reasons}."
+    return text
 
 
 def _run_summary(evidence: Evidence) -> dict[str, Any]:
@@ -673,7 +698,7 @@ def write_pictures(sources: Mapping[str, Path], folder: Path, side: int) -> dict
     def write(sha: str) -> Picture:
         target = folder / f"{sha[:24]}-{side}.jpg"
         if not target.is_file():
-            made = small_jpeg(sources[sha], side)
+            made = small_jpeg(sources[sha], side, sha)
             if made is None:
                 return Picture("", 0, 0)
             write_atomically(target, made[0])
@@ -693,7 +718,7 @@ def inline_pictures(sources: Mapping[str, Path], side: int) -> dict[str, Picture
     """As ``write_pictures``, but as data: URIs inside the page."""
 
     def inline(sha: str) -> Picture:
-        made = small_jpeg(sources[sha], side)
+        made = small_jpeg(sources[sha], side, sha)
         if made is None:
             return Picture("", 0, 0)
         return Picture("data:image/jpeg;base64," + base64.b64encode(made[0]).decode(), made[1], made[2])
@@ -702,13 +727,17 @@ def inline_pictures(sources: Mapping[str, Path], side: int) -> dict[str, Picture
         return _in_threads(inline, sources, progress)
 
 
-def small_jpeg(source: Path, side: int) -> tuple[bytes, int, int] | None:
+def small_jpeg(source: Path, side: int, sha: str) -> tuple[bytes, int, int] | None:
     """An upright JPEG with the longer side at most ``side`` px, and the original's width and height in px.
 
-    None when the photograph cannot be read any more: a page without one picture is better than no page.
+    None when the photograph cannot be read any more, or is not the one of this SHA-256, which was compared: a
+    page without one picture is better than no page, and than one that shows another picture.
     """
     try:
-        decoded = decode_image(source.read_bytes(), max_pixels=MAX_PIXELS, target_side=side)
+        data = source.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha:
+            return None
+        decoded = decode_image(data, max_pixels=MAX_PIXELS, target_side=side)
     except (OSError, ImageError):
         return None
     image = Image.fromarray(decoded.pixels)

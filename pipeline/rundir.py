@@ -405,6 +405,11 @@ class RunDirectory:
         file.flush()
 
 
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """As a name that means the same from everywhere."""
+    return str(path) if "://" in str(path) else os.path.abspath(path)
+
+
 def _stale(stages: Mapping[str, dict[str, Any]], names: Collection[str]) -> dict[str, dict[str, Any]]:
     return {
         name: {**entry, "stale": True} if name in names else dict(entry) for name, entry in stages.items()
@@ -430,8 +435,8 @@ def begin_run(
         raise UserError(f"{run.path}: holds a {former}, not a {kind}; name another --out")
     run.begin(
         kind=kind,
-        catalogue=str(catalogue),
-        **({} if against is None else {"against": str(against)}),
+        catalogue=_absolute(catalogue),
+        **({} if against is None else {"against": _absolute(against)}),
         input_digest=input_digest,
         config_digest=digest(settings),
         config=as_dict(settings),

@@ -314,7 +314,7 @@ def _verify_part(job: _Job, part: pa.Table, places: Mapping[Key, Place], target:
             first, second = sights[one], sights[other]
             if first is not None and second is not None:
                 row["status"] = "not_registered"
-                found = verifier.verify(first, second, mirrored)
+                found = verifier.verify(first, second)
                 if found is not None:
                     reduced, enlarged = (
                         places[one].scale(first.pixels),

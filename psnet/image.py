@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,7 +87,28 @@ class _Format:
 def _jpeg_cut_short(data: bytes) -> bool:
     # Inside a scan 0xFF is always escaped, so an end marker behind the last start-of-scan marker is a real
     # one. Pillow lets a file pass that ends, or goes on with zeros, after the last row was begun.
-    return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+    return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda") and not _jpeg_ends(data)
+
+
+# Behind an escape, a restart marker or a fill byte the scan goes on.
+_OUT_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the picture's own end marker is there, found segment by segment (ITU-T T.81, annex B): what
+    cameras append to it, a film or a second picture, may hold any bytes."""
+    at = 2
+    while len(data) > at + 3 and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xD9:
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            behind = _OUT_OF_SCAN.search(data, at)
+            if behind is None:
+                return False
+            at = behind.start()
+    return data[at : at + 2] == b"\xff\xd9"
 
 
 def _png_cut_short(data: bytes) -> bool:

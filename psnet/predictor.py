@@ -159,6 +159,12 @@ class _Placed:
         )
 
 
+def _is_seeable(height: int, width: int) -> bool:
+    """The detector scales pictures down to some hundred pixels, which must leave more than none."""
+    short, long = sorted((height, width))
+    return short >= 4 and long <= 50 * short
+
+
 class Predictor:
     """Detection, landmarks, regions and features in one pass over a batch of images.
 
@@ -225,13 +231,21 @@ class Predictor:
         )
 
     def predict(self, images: Sequence[np.ndarray]) -> list[list[Garment]]:
-        """RGB uint8 (H, W, 3) images of any sizes -> the garments of each, surest first."""
+        """RGB uint8 (H, W, 3) images of any sizes -> each one's garments, surest first (of a line, none)."""
+        garments: list[list[Garment]] = [[] for _ in images]
+        seeable = [i for i, image in enumerate(images) if _is_seeable(*image.shape[:2])]
+        if len(seeable) < len(images):
+            for i, found in zip(seeable, self.predict([images[i] for i in seeable]), strict=True):
+                garments[i] = found
+            return garments
         if not images:
             return []
-        garments: list[list[Garment]] = [[] for _ in images]
         with torch.inference_mode(), autocast(self.device, self.precision):
             pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
             placed = self._look_flipped(self._decide(self._look(pictures, self._propose(images))))
+            # Both looks together may be less sure than the first one was.
+            placed = [one for one in placed if one.score >= self.min_score]
+            placed.sort(key=lambda one: (one.image, -one.score))
             for start in range(0, len(placed), self.batch):
                 chunk = placed[start : start + self.batch]
                 for one, garment in zip(chunk, self._describe(pictures, chunk), strict=True):

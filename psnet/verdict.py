@@ -211,6 +211,7 @@ def explain(
     points: int | None = None,
     direction: str | None = "unknown",
     days_later: int | None = None,
+    sellers_known: bool = True,
 ) -> str:
     """A pair in one sentence, for a reviewer.
 
@@ -223,6 +224,7 @@ def explain(
             first.
         days_later: days from the original's listing to the suspect's (negative: the suspect came first), None
             when a date is missing.
+        sellers_known: the catalogue names both sellers, and they are two.
     """
     if same_picture:
         clauses = ["both items show the very same picture"]
@@ -244,15 +246,17 @@ def explain(
             clauses.append(f"one photograph lies upon the other ({points} points agree)")
     if direction == "rights_holder":
         clauses.append("the right in the original is stated in the catalogue")
-    if direction is None:
-        pass
-    elif days_later is None:
-        clauses.append("offered by another seller, the dates do not say who was first")
-    elif days_later == 0:
-        clauses.append("listed on the same day by another seller")
-    else:
-        days = "1 day" if abs(days_later) == 1 else f"{abs(days_later)} days"
-        clauses.append(f"listed {days} {'later' if days_later > 0 else 'earlier'} by another seller")
+    if direction is not None:
+        who = " by another seller" if sellers_known else ""
+        if days_later is None:
+            clauses.append(f"offered{who}, the dates do not say who was first".removeprefix("offered, "))
+        elif days_later == 0:
+            clauses.append(f"listed on the same day{who}")
+        else:
+            days = "1 day" if abs(days_later) == 1 else f"{abs(days_later)} days"
+            clauses.append(f"listed {days} {'later' if days_later > 0 else 'earlier'}{who}")
+        if not sellers_known:
+            clauses.append("the sellers are not stated")
     sentence = "; ".join(clauses)
     return f"{sentence[0].upper()}{sentence[1:]}."
 

@@ -34,7 +34,7 @@ from psnet.taxonomy import Taxonomy
 from psnet.warp import nodes
 from psnet.weights import load_comparison
 
-METHOD = 4
+METHOD = 5
 """Counts up when the same weights and photographs get another answer."""
 # Agreeing points that must lie on both garments, or else half of the landmarks nearer than this share of the
 # garment's longer side.
@@ -174,19 +174,22 @@ class Verifier:
         model = load_comparison(weights)
         return None if model is None else cls(model)
 
-    def verify(self, one: Sight, other: Sight, mirrored: bool = False) -> Verification | None:
-        """What can be said of a pair, None where neither photograph can be laid upon the other.
-
-        Args:
-            mirrored: try the other photograph flipped first; the way that it is not is tried as well.
-        """
-        for flip in (mirrored, not mirrored):
+    def verify(self, one: Sight, other: Sight) -> Verification | None:
+        """What can be said of a pair, None where neither photograph can be laid upon the other. A garment may
+        lie upon another's mirror image as well: the way on which more points agree counts, of equal ones that
+        without a flip."""
+        best: tuple[Registration, Sight, bool] | None = None
+        for flip in (False, True):
             found = register(one.keypoints, other.keypoints.flipped() if flip else other.keypoints)
-            if found is not None:
-                turned = other.flipped() if flip else other
-                if are_the_garments(one, turned, found):
-                    return self._compared(one, turned, found, flip)
-        return None
+            if found is None or (best is not None and found.points <= best[0].points):
+                continue
+            turned = other.flipped() if flip else other
+            if are_the_garments(one, turned, found):
+                best = found, turned, flip
+        if best is None:
+            return None
+        found, turned, flip = best
+        return self._compared(one, turned, found, flip)
 
     def _compared(self, one: Sight, other: Sight, found: Registration, mirrored: bool) -> Verification:
         pictures = Image.fromarray(one.pixels), Image.fromarray(other.pixels)

@@ -66,7 +66,7 @@
       sum += weights[r] * pair.cos[r];
       total += weights[r];
     }
-    return total > 0 ? sum / total : 0;
+    return total > 0 ? sum / total : null; // nothing that has a weight can be compared
   }
 
   // ---- the view: everything that a link to this page can carry
@@ -125,8 +125,8 @@
   const pageLink = (hash) => location.href.split("#")[0] + (hash ? "#" + hash : "");
 
   // One region alone says little, however much alike it is: under one's own weights, too, undecidable pairs stand last.
-  const isOpen = (pair) => Number(pair.relation === "undecidable");
-  const byScore = (a, b) => (view.weights ? isOpen(a) - isOpen(b) : 0) || b.now - a.now || a.rank - b.rank;
+  const isOpen = (pair) => Number(pair.relation === "undecidable" || pair.now === null);
+  const byScore = (a, b) => (view.weights ? isOpen(a) - isOpen(b) : 0) || (b.now ?? 0) - (a.now ?? 0) || a.rank - b.rank;
   const SORTS = {
     best: (a, b) => (view.weights ? byScore(a, b) : a.rank - b.rank),
     score: byScore,
@@ -149,7 +149,7 @@
       (!seller || hasSeller(pair.original) || hasSeller(pair.suspect)) &&
       (!view.changed || pair.modified.includes(view.changed)) &&
       (!view.decision || (decisionOf(pair)?.decision || "open") === view.decision) &&
-      (view.min <= 0 || pair.now >= view.min) &&
+      (view.min <= 0 || pair.now === null || pair.now >= view.min) &&
       words.every((word) => pair.text.includes(word)));
     shown.sort(SORTS[view.sort]);
   }
@@ -159,26 +159,48 @@
   const STORE = "psnet.decisions." + data.scope;
   let decisions = {};
   let storeWorks = true;
-  try {
-    decisions = JSON.parse(localStorage.getItem(STORE) || "{}");
-  } catch {
-    storeWorks = false;
+  const reasons = new Map(); // of decisions that were taken back
+  function readDecisions() {
+    try {
+      decisions = JSON.parse(localStorage.getItem(STORE) || "{}");
+    } catch {
+      storeWorks = false;
+    }
   }
-  const decisionOf = (pair) => (Object.hasOwn(decisions, pair.key) ? decisions[pair.key] : null);
-  function saveDecisions() {
+  readDecisions();
+  const sellersOf = (pair) => [[pair.original.id, pair.original.seller], [pair.suspect.id, pair.suspect.seller]].sort().map((side) => side[1]).join("\n");
+  // A decision on items of other sellers, under the same identifiers, is one on other items.
+  const decisionOf = (pair) => {
+    const d = Object.hasOwn(decisions, pair.key) ? decisions[pair.key] : null;
+    return d && (d.sellers === undefined || d.sellers === sellersOf(pair)) ? d : null;
+  };
+  // What another tab has decided meanwhile stays: only this pair's decision is written, null takes it back.
+  function writeDecision(pair, decision) {
+    if (storeWorks) readDecisions();
+    if (decision) decisions[pair.key] = decision;
+    else delete decisions[pair.key];
     try {
       localStorage.setItem(STORE, JSON.stringify(decisions));
     } catch {
       storeWorks = false;
     }
+    refreshDecisions();
+  }
+  function refreshDecisions() {
     showDecisionCount();
+    for (const entry of cards.values()) entry.refresh();
   }
   function decide(pair, decision) {
-    if (decisionOf(pair)?.decision === decision) delete decisions[pair.key];
-    else decisions[pair.key] = { decision, reason: decisionOf(pair)?.reason || "", a: pair.original.id, b: pair.suspect.id };
-    saveDecisions();
-    for (const other of pairs) if (other.key === pair.key) cards.get(other.id)?.refresh();
+    const before = decisionOf(pair);
+    if (before) reasons.set(pair.key, before.reason);
+    writeDecision(pair, before?.decision === decision ? null
+      : { decision, reason: reasons.get(pair.key) || "", a: pair.original.id, b: pair.suspect.id, sellers: sellersOf(pair) });
   }
+  window.addEventListener("storage", (event) => {
+    if (event.key !== STORE && event.key !== null) return;
+    readDecisions();
+    refreshDecisions();
+  });
   function showDecisionCount() {
     const all = Object.values(decisions);
     const dismissed = all.filter((d) => d.decision === "dismissed").length;
@@ -195,8 +217,9 @@
   // A spreadsheet runs a cell that starts like a formula; an apostrophe in front makes it text.
   const guard = (text) => (/^[=+\-@\t\r]/.test(text) ? "'" + text : text);
   const csvLine = (cells) => cells.map((c) => quote(String(c ?? ""))).join(",");
+  // The mark at the start is what makes Excel read UTF-8.
   function download(name, lines) {
-    const url = URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" }));
+    const url = URL.createObjectURL(new Blob(["\ufeff" + lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" }));
     const link = el("a", { href: url, download: name });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
@@ -216,7 +239,7 @@
       "suspect_url", "registered_points", "explanation", "decision", "reason"];
     return [csvLine(head), ...shown.map((p, i) => {
       const d = decisionOf(p);
-      return csvLine([i + 1, p.now.toFixed(6), p.rank, p.score, p.norm, p.relation, guard(p.original.id), guard(p.suspect.id),
+      return csvLine([i + 1, p.now === null ? "" : p.now.toFixed(6), p.rank, p.score, p.norm, p.relation, guard(p.original.id), guard(p.suspect.id),
         p.modified.join("|"), p.direction, p.days, p.mirrored, ...p.cos, guard(p.original.seller), guard(p.suspect.seller),
         guard(p.original.brand), guard(p.suspect.brand), guard(p.original.title), guard(p.suspect.title), p.original.listed,
         p.suspect.listed, guard(p.original.url), guard(p.suspect.url), p.points, guard(p.explanation), d?.decision, guard(d?.reason || "")]);
@@ -252,9 +275,8 @@
     const garment = pair.garments[side];
     const picture = garment && data.pictures[garment.picture];
     const frame = el(tag, { class: "photo", ...attributes });
-    if (!picture || !picture.src) return append(frame, [el("span", { class: "missing" }, "The photograph could not be read when this page was written.")]);
-    const changed = pair.modified.map((r) => LABEL[r].toLowerCase()).join(", ");
-    const alt = `${side === 0 ? "Original" : "Suspect"} ${item.id}${item.title ? ", " + item.title : ""}. ${changed ? "Changed: " + changed : "No region changed"}.`;
+    if (!picture || !picture.src) return append(frame, [el("span", { class: "missing" }, "The photograph could not be read when this page was written, or has been replaced since the scan.")]);
+    const alt = `${sideName(pair, side)} ${item.id}${item.title ? ", " + item.title : ""}. ${whatChanged(pair)}.`;
     return append(frame, [el("img", { src: picture.src, alt, loading: "lazy", decoding: "async", width: picture.w, height: picture.h }),
       garment.boxes ? overlay(pair, side, picture) : null]);
   }
@@ -270,12 +292,14 @@
   const badge = (relation) => el("span", { class: "badge " + relation }, el("span", { "aria-hidden": "true" }, VERDICT_SIGN[relation]), VERDICT_LABEL[relation]);
   function whatChanged(pair) {
     if (pair.relation === "undecidable") return "Too little in sight to compare";
-    const names = pair.modified.map((r) => LABEL[r].toLowerCase());
-    if (!names.length) return "Nothing changed";
-    const last = names.pop();
-    const joined = names.length ? names.join(", ") + " and " + last : last;
-    return joined[0].toUpperCase() + joined.slice(1) + " changed";
+    const joined = (names) => names.length > 1 ? names.slice(0, -1).join(", ") + " and " + names.at(-1) : names[0];
+    const unseen = REGIONS.filter((_, r) => pair.states[r] === "not_comparable").map((r) => LABEL[r].toLowerCase());
+    if (!pair.modified.length) return unseen.length ? `Nothing comparable changed; ${joined(unseen)} cannot be compared` : "Nothing changed";
+    const text = joined(pair.modified.map((r) => LABEL[r].toLowerCase()));
+    return text[0].toUpperCase() + text.slice(1) + " changed";
   }
+  // Where nothing says who was first, neither side is called what it may not be.
+  const sideName = (pair, side) => ["Original", "Suspect"][side] + (pair.direction === "unknown" ? "?" : "");
   // In which attributes the two garments agree, where the scan asked ASEN.
   function attributeText(pair) {
     const words = (names) => names.map((name) => name.replaceAll("_", " ")).join(", ") || "none";
@@ -285,7 +309,7 @@
   function directionText(pair) {
     if (pair.direction === "rights_holder") return "The original belongs to the stated rights holder.";
     if (pair.direction === "original_first_listed") return "The original is the earlier listing.";
-    return "Direction unknown: the listing dates are equal or missing. The left column is no claim about who came first.";
+    return "Direction unknown: the listing dates are equal or missing. Neither column is a claim about who came first.";
   }
   function facts(item) {
     const rows = [["Seller", item.seller], ["Brand", item.brand], ["Category", item.category], ["Listed", item.listed], ["Item", item.id]];
@@ -302,7 +326,7 @@
     const note = side === 1 ? listed
       : unknown ? "" : pair.direction === "rights_holder" ? "rights holder" : "earlier listing";
     return el("div", { class: "side" },
-      el("div", { class: "sidehead" }, el("b", null, side === 0 ? (unknown ? "Original?" : "Original") : "Suspect"), el("span", null, note)),
+      el("div", { class: "sidehead" }, el("b", null, sideName(pair, side)), el("span", null, note)),
       photo(pair, side, { type: "button", "aria-label": `Compare ${pair.original.id} and ${pair.suspect.id} at large size`, onclick: () => openCompare(pair) }),
       item.title ? el("p", { class: "itemtitle", title: item.title }, item.title) : null,
       facts(item));
@@ -355,7 +379,7 @@
     const dismiss = el("button", { type: "button", onclick: () => decide(pair, "dismissed") }, "Dismiss");
     const reasonInput = el("input", { type: "text", list: "reasons", placeholder: "optional", autocomplete: "off", onchange: (event) => {
       const d = decisionOf(pair);
-      if (d) { d.reason = event.target.value.trim(); saveDecisions(); }
+      if (d) writeDecision(pair, { ...d, reason: event.target.value.trim() });
     } });
     const reason = el("label", { class: "reason" }, el("span", null, "Reason"), reasonInput);
     const node = el("li", { class: "card", id: "pair-" + pair.id, tabindex: "-1", "data-id": pair.id, "aria-labelledby": "head-" + pair.id });
@@ -396,7 +420,7 @@
         dismiss.setAttribute("aria-pressed", d?.decision === "dismissed");
         decided.textContent = d ? (d.decision === "confirmed" ? "✓ confirmed" : "✕ dismissed") : "";
         reason.hidden = !d;
-        reasonInput.value = d?.reason || "";
+        if (document.activeElement !== reasonInput) reasonInput.value = d?.reason || "";
       },
     };
     entry.refresh();
@@ -580,7 +604,7 @@
     if (!picture || !picture.src || !box) return el("span", null, garment?.presence?.[boxIndex(pair, side, r)] === ABSENT ? "no such part" : "not visible");
     const half = Math.max(box[2] - box[0], box[3] - box[1], 8) * 0.55;
     const x = (box[0] + box[2]) / 2 - half, y = (box[1] + box[3]) / 2 - half;
-    return svg("svg", { class: side === 1 && pair.mirrored ? "flip" : "", viewBox: `${x} ${y} ${half * 2} ${half * 2}`, role: "img", "aria-label": `${LABEL[REGIONS[r]]}, ${side === 0 ? "original" : "suspect"}` },
+    return svg("svg", { class: side === 1 && pair.mirrored ? "flip" : "", viewBox: `${x} ${y} ${half * 2} ${half * 2}`, role: "img", "aria-label": `${LABEL[REGIONS[r]]}, ${sideName(pair, side).toLowerCase()}` },
       svg("image", { href: picture.src, x: 0, y: 0, width: picture.w, height: picture.h, preserveAspectRatio: "none" }));
   }
   // A picture drawn as cloth was bent: a grid of [x, y there, x, y here], each half of a cell by its affine map.
@@ -654,7 +678,7 @@
     body.replaceChildren(
       el("div", { class: "comparepair" + (pair.laid ? " three" : "") + (view.boxes ? "" : " noboxes") }, [0, 1].map((side) => el("figure", null,
         photo(pair, side, {}, "div"),
-        el("figcaption", { class: "sidehead" }, el("b", null, side === 0 ? (pair.direction === "unknown" ? "Original?" : "Original") : "Suspect"),
+        el("figcaption", { class: "sidehead" }, el("b", null, sideName(pair, side)),
           el("span", { class: "mono" }, (side === 0 ? pair.original : pair.suspect).id)))), superposition(pair)),
       el("div", { class: "crops" }, REGIONS.map((region, r) => el("div", { class: "crop", onmouseenter: () => highlight(body, r), onmouseleave: () => highlight(body, null) },
         el("h3", null, el("span", { class: "letter " + pair.states[r], "aria-hidden": "true" }, LETTERS[region]), LABEL[region]),
@@ -665,7 +689,10 @@
     }
     $("compareprev").disabled = at <= 0;
     $("comparenext").disabled = at < 0 || at >= shown.length - 1;
+    // Not on a button: the key that opened this, still held, must not decide anything.
+    const lost = !$("compare").open || document.activeElement?.disabled || !$("compare").contains(document.activeElement);
     if (!$("compare").open) $("compare").showModal();
+    if (lost) $("comparehead").focus();
   }
   function stepCompare(step) {
     const next = shown[shown.indexOf(compared) + step];
@@ -679,6 +706,7 @@
   $("compareclose").addEventListener("click", () => $("compare").close());
   $("compare").addEventListener("click", (event) => { if (event.target === $("compare")) $("compare").close(); });
   $("compare").addEventListener("keydown", (event) => {
+    if (event.target.matches("input")) return; // a slider's own keys
     if (event.key === "ArrowLeft") stepCompare(-1);
     if (event.key === "ArrowRight") stepCompare(1);
   });
@@ -696,7 +724,7 @@
     };
     if (Object.hasOwn(actions, event.key)) {
       event.preventDefault();
-      actions[event.key]();
+      if (!event.repeat || "jk".includes(event.key)) actions[event.key]();
     }
   });
 
@@ -714,7 +742,7 @@
     for (const tile of run.tiles) $("tiles").append(el("div", null, el("dt", null, tile.label), el("dd", null, tile.value, tile.note ? el("small", null, " " + tile.note) : null)));
     if (pairs.length) {
       const counts = new Map(tally(pairs.map((p) => p.relation)));
-      $("tiles").append(el("div", { class: "wide" }, el("dt", null, "Suspected pairs by verdict"), el("dd", { class: "split" },
+      $("tiles").append(el("div", { class: "wide" }, el("dt", null, data.notice ? "By verdict, on this page" : "Suspected pairs by verdict"), el("dd", { class: "split" },
         VERDICTS.filter((v) => counts.get(v)).map((v) => el("span", null, badge(v), " " + number(counts.get(v)))))));
     }
     if (data.notice) {
@@ -722,7 +750,7 @@
       $("notice").hidden = false;
     }
     const body = $("runbody");
-    if (run.stages.length) body.append(table(["Stage", "In", "Out", "Failed", "Seconds"], run.stages, [1, 2, 3, 4]));
+    if (run.stages.length) body.append(table(["Stage", "In", "Out", "Failed or left out", "Seconds"], run.stages, [1, 2, 3, 4]));
     if (run.facts.length) body.append(table(["Fact", "Value"], run.facts.map(([name, value]) => [name, el("span", { class: "mono" }, value)])));
     const failed = run.failures.reduce((sum, f) => sum + f.count, 0);
     $("failures").hidden = !failed;

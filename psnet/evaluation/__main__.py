@@ -33,13 +33,12 @@ _QUERIES_SHOWN = 6
 
 def measure_detection(session: Session) -> list[Table]:
     settings = session.settings
-    predictor = session.predictor(session.main, min(_LEAST_SCORE, settings.min_score))
+    predictor = session.predictor(session.main, settings.min_score)
+    unsure = session.predictor(session.main, min(_LEAST_SCORE, settings.min_score))
     rows = []
     empty = session.empty_pictures
     for name, shown in session.photographs.items():
-        figures = detection.evaluate_detection(
-            predictor, shown, empty, min_score=settings.min_score, seed=settings.seed
-        )
+        figures = detection.evaluate_detection(predictor, unsure, shown, empty, seed=settings.seed)
         rows.append((name, figures))
         empty = []  # once is enough
     note = (

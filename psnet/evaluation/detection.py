@@ -102,36 +102,37 @@ class DetectionFigures:
 
 def evaluate_detection(
     predictor: Predictor,
+    unsure: Predictor,
     shown: Sequence[Photograph],
     empty: Sequence[np.ndarray],
     *,
-    min_score: float,
     seed: int = 0,
 ) -> DetectionFigures:
     """Figures of the whole chain on photographs.
 
     Args:
-        predictor: with a ``min_score`` low enough for the precision-recall curve behind AP.
-        empty: pictures that show no garment of the torso. min_score: from which a detection counts in the
-            figures other than AP.
+        predictor: as the pipeline has it. unsure: the same with a ``min_score`` low enough for the
+            precision-recall curve behind AP; not for the other figures, because where the chain looks again
+            and what gives way to what depend on it.
+        empty: pictures that show no garment of the torso.
     """
-    found = predict_all(predictor, [p.pixels for p in shown])
+    pixels = [p.pixels for p in shown]
     curves = []
     ious, hits, groups = [], [], []
     taxonomy = Taxonomy.load("clothing11")
-    for photograph, garments in zip(shown, found, strict=True):
+    found = zip(shown, predict_all(predictor, pixels), predict_all(unsure, pixels), strict=True)
+    for photograph, counted, garments in found:
         true = np.stack([g.box for g in photograph.garments])
         boxes = np.stack([g.box for g in garments]) if garments else np.zeros((0, 4), np.float32)
         scores = np.array([g.score for g in garments])
         curves.append((scores, matches(overlaps(boxes[:, None], true[None])), len(true)))
-        counted = [g for g in garments if g.score >= min_score]
         for labelled in photograph.garments:
             best = best_overlap(counted, labelled.box)
             hits.append(best is not None and best[1] >= THRESHOLDS[0])
             if best is not None and hits[-1]:
                 ious.append(best[1])
                 groups.append(best[0].group == taxonomy.category(labelled.category).group)
-    seen = [any(g.score >= min_score for g in garments) for garments in predict_all(predictor, empty)]
+    seen = [bool(garments) for garments in predict_all(predictor, empty)]
     ap, ap50 = bootstrap_ap(curves, seed)
     return DetectionFigures(
         ap,

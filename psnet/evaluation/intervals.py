@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +126,30 @@ def bootstrap_ratio(
     low, high = np.quantile(np.concatenate(ratios), (0.025, 0.975))
     count = int(counts.sum()) if cases is None else cases
     return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), count)
+
+
+class ByCluster:
+    """Cases that come in clusters, such as the copies of one design: collected, then estimated."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Hashable, float] = {}
+        self._counts: dict[Hashable, int] = {}
+
+    def add(self, cluster: Hashable, value: float) -> None:
+        """One more case."""
+        self._sums[cluster] = self._sums.get(cluster, 0.0) + float(value)
+        self._counts[cluster] = self._counts.get(cluster, 0) + 1
+
+    def share(self) -> Estimate:
+        """Of cases that are true or false: ``wilson_of_clusters``."""
+        return wilson_of_clusters(*self._arrays())
+
+    def mean(self, seed: int = 0) -> Estimate:
+        """Of any cases: ``bootstrap_ratio``."""
+        return bootstrap_ratio(*self._arrays(), seed)
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(list(self._sums.values())), np.array(list(self._counts.values()))
 
 
 def bootstrap_median(

@@ -21,7 +21,7 @@ from psnet.evaluation.detection import (
     matches,
     predict_all,
 )
-from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
+from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson, wilson_of_clusters
 from psnet.evaluation.keypoints import deepfashion2_sigmas
 from psnet.evaluation.tables import Cell, Table
 from psnet.predictor import Garment, Predictor
@@ -106,7 +106,7 @@ def landmark_figures(
                     ious[name].append(float(iou[r]))
             if not true.absent.all():
                 ious["overall"].append(float(iou[~true.absent].mean()))
-    every = [right for rights in told.values() for right in rights]
+    every = np.array(list(told.values())).reshape(len(REGIONS), -1)
     ap, ap50 = bootstrap_ap(
         [_keypoint_curve(p, garments) for p, garments in zip(shown, seen, strict=True)], seed
     )
@@ -116,7 +116,7 @@ def landmark_figures(
         {name: bootstrap_mean(values, seed) for name, values in ious.items()},
         {
             **{name: wilson(sum(rights), len(rights)) for name, rights in told.items()},
-            "overall": wilson(sum(every), len(every)),
+            "overall": wilson_of_clusters(every.sum(0), np.full(every.shape[1], len(REGIONS))),
         },
         ap,
         ap50,

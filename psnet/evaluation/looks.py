@@ -45,21 +45,21 @@ class Looks:
         where = table.box[row], table.region_boxes[row], table.presence[row], table.landmarks[row]
         return Sight.of(pixels, *where)
 
-    def of(self, query: np.ndarray, match: np.ndarray, mirrored: np.ndarray) -> list[Verification | None]:
+    def of(self, query: np.ndarray, match: np.ndarray) -> list[Verification | None]:
         """What is seen of p pairs.
 
         Args:
-            query, match: (p,) rows of the table, -1: no garment. mirrored: (p,) bool, what the features say.
+            query, match: (p,) rows of the table, -1: no garment.
         """
         seen: list[Verification | None] = [None] * len(query)
         shown = np.flatnonzero((query >= 0) & (match >= 0))
         for p in shown[reading_order(query[shown], match[shown])]:
-            one, other, flipped = int(query[p]), int(match[p]), bool(mirrored[p])
-            key = (self._name(one), self._name(other), flipped)
+            one, other = int(query[p]), int(match[p])
+            key = self._name(one), self._name(other)
             if key in self._known:
                 seen[p] = self._known[key]
                 continue
-            seen[p] = self._verifier.verify(self._sight(one), self._sight(other), flipped)
+            seen[p] = self._verifier.verify(self._sight(one), self._sight(other))
             if None not in key:
                 self._known[key] = seen[p]
         return seen

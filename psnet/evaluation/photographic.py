@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from psnet.boxes import extents
 from psnet.evaluation.benchmark import Benchmark, read_picture
 from psnet.evaluation.garments import GarmentTable
-from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
+from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson_of_clusters
 from psnet.evaluation.retrieval import QueryResult, queries
 from psnet.evaluation.tables import Cell, Table
 from psnet.evaluation.truth import ACCUSED
@@ -186,9 +186,8 @@ def listed_copies(
 
 
 def share(hits: Sequence[Sequence[bool]]) -> Estimate:
-    """Of all copies."""
-    flat = [hit for one in hits for hit in one]
-    return wilson(sum(flat), len(flat))
+    """Of all copies; those of one original are no independent cases."""
+    return wilson_of_clusters(np.array([sum(one) for one in hits]), np.array([len(one) for one in hits]))
 
 
 def difference(after: Sequence[Sequence[bool]], before: Sequence[Sequence[bool]], seed: int = 0) -> Estimate:

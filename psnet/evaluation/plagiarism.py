@@ -15,7 +15,7 @@ import numpy as np
 
 from psnet.evaluation.benchmark import Benchmark
 from psnet.evaluation.garments import GarmentTable
-from psnet.evaluation.intervals import NOTHING, Estimate, bootstrap_mean, bootstrap_median, wilson
+from psnet.evaluation.intervals import NOTHING, ByCluster, Estimate, bootstrap_median
 from psnet.evaluation.looks import Looks
 from psnet.evaluation.retrieval import copy_classes
 from psnet.evaluation.scores import (
@@ -73,7 +73,7 @@ def find_suspects(
     seen: list[Verification | None] = [None] * len(asked)
     if looks is not None:
         rows = _best_of_either(table, asked, found, normal)
-        for p, said in zip(rows, looks.of(asked[rows], found[rows], comparison.mirrored[rows]), strict=True):
+        for p, said in zip(rows, looks.of(asked[rows], found[rows]), strict=True):
             seen[p] = said
     points, changed = as_arrays(seen)
     verdict, accused = weigh(
@@ -162,29 +162,27 @@ class Verdicts:
 
 
 def score_suspects(benchmark: Benchmark, suspects: Sequence[Suspect], seed: int = 0) -> Verdicts:
-    """A pair of two copies of one design is right, and says nothing about relation and regions."""
+    """A pair of two copies of one design is right, and says nothing about relation and regions. Pairs of one
+    design are no independent cases."""
     design = benchmark.design
     truth = {frozenset((pair.original, pair.copy)): pair for pair in benchmark.truth}
-    right, named, found = 0, [], set()
-    overlaps = []
+    right, wanted, named, overlaps = (ByCluster() for _ in range(4))
+    found = set()
     for one in suspects:
-        right += design.get(one.original, one.original) == design.get(one.copy, one.copy)
+        of = design.get(one.original, one.original)
+        right.add(of, of == design.get(one.copy, one.copy))
         key = frozenset((one.original, one.copy))
         pair = truth.get(key)
         if pair is None:
             continue
         found.add(key)
-        named.append(rightly_named(one.relation, pair.relation))
+        named.add(of, rightly_named(one.relation, pair.relation))
         if pair.relation == "plagiarised":
-            overlaps.append(part_overlap(one.regions, pair.parts))
-    wanted = {key for key, pair in truth.items() if pair.relation in ACCUSED}
-    return Verdicts(
-        len(suspects),
-        wilson(right, len(suspects)),
-        wilson(len(found & wanted), len(wanted)),
-        wilson(sum(named), len(named)),
-        bootstrap_mean(overlaps, seed),
-    )
+            overlaps.add(of, part_overlap(one.regions, pair.parts))
+    for key, pair in truth.items():
+        if pair.relation in ACCUSED:
+            wanted.add(pair.original, key in found)
+    return Verdicts(len(suspects), right.share(), wanted.share(), named.share(), overlaps.mean(seed))
 
 
 def recall_by_class(benchmark: Benchmark, suspects: Sequence[Suspect]) -> dict[str, Estimate]:
@@ -196,12 +194,12 @@ def recall_by_class(benchmark: Benchmark, suspects: Sequence[Suspect]) -> dict[s
 
 
 def _by_class(truth: Sequence[TruthPair], hits: Sequence[bool]) -> dict[str, Estimate]:
-    of_class: dict[str, list[bool]] = {}
+    of_class: dict[str, ByCluster] = {}
     for pair, hit in zip(truth, hits, strict=True):
         if pair.relation in ACCUSED:
             for name in copy_classes(pair):
-                of_class.setdefault(name, []).append(bool(hit))
-    return {name: wilson(sum(of_class[name]), len(of_class[name])) for name in sorted(of_class)}
+                of_class.setdefault(name, ByCluster()).add(pair.original, hit)
+    return {name: of_class[name].share() for name in sorted(of_class)}
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def judge_truth(
     )
     one = pairs.comparison
     seen: list[Verification | None] = [None] * len(pairs.query)
-    points, changed = as_arrays(seen if looks is None else looks.of(pairs.query, pairs.match, one.mirrored))
+    points, changed = as_arrays(seen if looks is None else looks.of(pairs.query, pairs.match))
     verdict, _ = weigh(calibration, one.cos, one.comparable, one.score, one.score, points, changed)
     registered = points >= calibration.registered_points
     return TruthVerdicts(benchmark.truth, pairs, verdict, registered, table)

@@ -13,7 +13,7 @@ import numpy as np
 
 from psnet.evaluation import paper
 from psnet.evaluation.benchmark import Benchmark
-from psnet.evaluation.intervals import Estimate, bootstrap_mean, wilson
+from psnet.evaluation.intervals import ByCluster, Estimate, bootstrap_mean
 from psnet.evaluation.tables import Cell, Table
 from psnet.evaluation.truth import ACCUSED, TruthPair
 from psnet.regions import GROUPS
@@ -110,13 +110,13 @@ def copy_classes(pair: TruthPair) -> list[str]:
 def recall_by_class(benchmark: Benchmark, results: Sequence[QueryResult], k: int) -> dict[str, Estimate]:
     """Share of plagiarised copies before which fewer than ``k`` items of other designs rank, per class."""
     before = {(r.original, copy): count for r in results for copy, count in r.strangers_before.items()}
-    hits: dict[str, list[bool]] = {}
+    hits: dict[str, ByCluster] = {}
     for pair in benchmark.truth:
         if pair.relation == "plagiarised":
             count = before[pair.original, pair.copy]
             for name in copy_classes(pair):
-                hits.setdefault(name, []).append(count is not None and count < k)
-    return {name: wilson(sum(hits[name]), len(hits[name])) for name in sorted(hits)}
+                hits.setdefault(name, ByCluster()).add(pair.original, count is not None and count < k)
+    return {name: hits[name].share() for name in sorted(hits)}
 
 
 def contrast(

@@ -64,6 +64,7 @@ from psnet.train.region_weights import (
 )
 from psnet.train.retrieval import (
     RetrievalSamples,
+    batch_of,
     features_of,
     retrieval_figures,
     retrieval_loss,
@@ -501,20 +502,25 @@ def _samples_of(
     model: nn.Module, settings: TrainSettings, garments: list[LabelledGarment], count: int
 ) -> dict[str, np.ndarray]:
     samples = RetrievalSamples(garments, settings.seed + 2, settings.model, settings.box_noise)
-    rows = [samples.sample(i) for i in range(count)]
-    batch = {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+    batch = batch_of(samples, count)
     features = features_of(model, batch, heatmap_codec(settings.model))
     return {
         "features": features.numpy(),
         "design": batch["design"].numpy(),
         "group": batch["group"].numpy(),
         "copies": (batch["parts"] <= MAX_CHANGED_PARTS).numpy(),
+        "garment": batch["garment"].numpy(),
     }
 
 
-def _of_group(samples: dict[str, np.ndarray], row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _of_group(
+    samples: dict[str, np.ndarray], row: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     chosen = samples["group"] == row
-    return samples["features"][chosen], samples["design"][chosen], samples["copies"][chosen]
+    features, design, copies, garment = (
+        samples[name][chosen] for name in ("features", "design", "copies", "garment")
+    )
+    return features, design, copies, garment
 
 
 # Of mean average precision on the held-out garments: what differs less is noise.

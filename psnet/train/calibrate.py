@@ -89,10 +89,14 @@ class Described:
     def take(self, rows: np.ndarray) -> Described:
         return Described(self.features[rows], self.mirrored[rows], self.presence[rows])
 
-    def levels(self, sample: Described) -> np.ndarray:
-        """(n,) what each reaches with a sample of others, see `psnet.similarity.normalise`."""
+    def levels(self, sample: Described, own: bool = False) -> np.ndarray:
+        """(n,) what each reaches with a sample of others, see `psnet.similarity.normalise`; ``own``: the
+        sample is the first of these, which do not count for themselves."""
         cos, both = block_cosines(self.features, self.presence, sample.features, sample.presence)
-        return levels_of(best_regions_score(cos, both, np.ones(NUM_REGIONS, np.float32)))
+        score = best_regions_score(cos, both, np.ones(NUM_REGIONS, np.float32))
+        if own:
+            np.fill_diagonal(score, -np.inf)
+        return levels_of(score)
 
 
 @dataclass(frozen=True)
@@ -222,21 +226,26 @@ def kept_thresholds(labelled: LabelledPairs) -> tuple[float, ...]:
         return verdict_agreement(labelled, judge(pairs.cos, pairs.comparable, tuple(thresholds)))
 
     usable = pairs.comparable & (pairs.cos != 0)
-    candidates, steps = np.linspace(0, 0.98, 197), (0.05, 0.02, 0.01)
-    return _region_thresholds(pairs.cos, usable, labelled.edited, candidates, steps, agreement)
+    # None is 0, the cosine of absent with present.
+    candidates, steps = np.linspace(0.005, 0.98, 196), (0.05, 0.02, 0.01)
+    start = np.array(Calibration.default().kept_threshold)
+    return _region_thresholds(pairs.cos, usable, labelled.edited, candidates, steps, agreement, start)
 
 
 def changed_thresholds(labelled: LabelledPairs) -> tuple[float, ...]:
     """Per region the log-odds from which it counts as changed, from pairs whose photographs lie upon each
     other."""
     labelled = labelled.take(labelled.pairs.points > 0)
-    changed = labelled.pairs.changed
+    changed, even = labelled.pairs.changed, np.zeros(NUM_REGIONS)
+    if not labelled.clear.any():
+        return tuple(even.tolist())
 
     def agreement(kept: np.ndarray) -> float:
         return verdict_agreement(labelled, judge_registered(changed, tuple(-kept)))
 
     candidates, steps = np.linspace(-8, 8, 161), (0.5, 0.2, 0.1)
-    kept = _region_thresholds(-changed, ~np.isnan(changed), labelled.edited, candidates, steps, agreement)
+    usable = ~np.isnan(changed)
+    kept = _region_thresholds(-changed, usable, labelled.edited, candidates, steps, agreement, even)
     return tuple(-t for t in kept)
 
 
@@ -247,21 +256,24 @@ def _region_thresholds(
     candidates: np.ndarray,
     steps: Sequence[float],
     agreement: Callable[[np.ndarray], float],
+    unknown: np.ndarray,
 ) -> tuple[float, ...]:
-    """Per region the value (n, 5) from which it counts as kept.
+    """Per region the value (n, 5) from which it counts as kept; ``unknown`` (5,) to start from where no kept
+    or no edited one has been seen.
 
     A start from each region's least balanced error, then a coordinate search for what the verdict is read
     for, ``agreement``: the relation of the pair and the overlap of the named with the edited regions. The
     sleeves share theirs.
     """
-    thresholds = np.zeros(NUM_REGIONS)
+    thresholds = unknown.astype(np.float64)
     shared = ([0], [1, 2], [3], [4])
     for regions in shared:
         value, truth, use = values[:, regions], edited[:, regions], usable[:, regions]
         kept, changed = np.sort(value[use & (truth == 0)]), np.sort(value[use & (truth == 1)])
-        error = np.searchsorted(kept, candidates) / max(len(kept), 1)
-        error += 1 - np.searchsorted(changed, candidates) / max(len(changed), 1)
-        thresholds[regions] = candidates[int(error.argmin())]
+        if len(kept) and len(changed):
+            error = np.searchsorted(kept, candidates) / len(kept)
+            error += 1 - np.searchsorted(changed, candidates) / len(changed)
+            thresholds[regions] = candidates[int(error.argmin())]
     best = agreement(thresholds)
     for step in steps:
         for _ in range(6):
@@ -294,9 +306,10 @@ def stranger_pairs(
 ) -> tuple[Pairs, np.ndarray, np.ndarray]:
     """Pairs of a catalogue without copies that score ``floor`` or more, each once, and which two they are.
 
+    ``sample``: the first of the strangers, for the levels.
     Pairs of one seller do not count: they are never reported, and shops photograph one garment twice.
     """
-    levels = strangers.levels(sample)
+    levels = strangers.levels(sample, own=True)
     queries, matches = [], []
     ones = np.ones(NUM_REGIONS, np.float32)
     for start in range(0, len(sellers), 256):
@@ -430,6 +443,6 @@ def _looked_at(
         return _sight(image, garment)
 
     return [
-        verifier.verify(sight(a), sight(b), bool(mirrored)) if normalised >= LIKELY else None
-        for a, b, mirrored, normalised in zip(query, match, pairs.mirrored, pairs.normalised, strict=True)
+        verifier.verify(sight(a), sight(b)) if normalised >= LIKELY else None
+        for a, b, normalised in zip(query, match, pairs.normalised, strict=True)
     ]

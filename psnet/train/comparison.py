@@ -27,7 +27,7 @@ from psnet.predictor import Predictor
 from psnet.regions import MIRROR, NUM_REGIONS, Presence
 from psnet.taxonomy import Taxonomy
 from psnet.train.calibrate import first_garments
-from psnet.train.landmarks import edited_copy, subject_of
+from psnet.train.landmarks import camera_of, edited_copy, subject_of
 from psnet.train.retrieval import IGNORED, RETRIEVAL_CAMERA, edited_regions, mirror_subject
 from psnet.warp import Warp
 
@@ -62,7 +62,8 @@ def region_box_errors(
         for _ in range(copies):
             donor = garments[int(rng.integers(len(garments)))]
             edited, _ = edited_copy(garment, donor, int(rng.integers(4)), rng)
-            views.append(rephotograph(edited, rng, COMPARISON_CAMERA, swap=swap, other=donor.read()))
+            camera = replace(COMPARISON_CAMERA, new_background=1.0)  # nothing of what was cut off shows
+            views.append(rephotograph(edited, rng, camera, swap=swap, other=donor.read()))
         errors = np.full((len(views), NUM_REGIONS, 4), np.nan, np.float32)
         found = first_garments(predictor, [view.pixels for view in views])
         for row, (view, one) in enumerate(zip(views, found, strict=True)):
@@ -108,8 +109,8 @@ class ComparisonSamples:
         edited, _ = edit_parts(subject, parts, rng, donor)
         state = edited_regions(subject, edited, parts, VISIBLE_EDIT)
         # The original is a photograph as it stands in the catalogue, or one more of the garment.
-        first = View.itself(subject) if rng.random() < 0.4 else self._photograph(subject, rng)
-        second = self._photograph(edited, rng)
+        first = View.itself(subject) if rng.random() < 0.4 else self._photograph(subject, self.camera, rng)
+        second = self._photograph(edited, camera_of(self.camera, subject, edited), rng)
         if rng.random() < 0.5:
             first, second = second, first
         pictures, seen = self._registered(first, second, rng)
@@ -118,9 +119,9 @@ class ComparisonSamples:
             "changed": torch.from_numpy(np.where(seen, state, IGNORED).astype(np.int64)),
         }
 
-    def _photograph(self, subject: Subject, rng: np.random.Generator) -> View:
+    def _photograph(self, subject: Subject, camera: CameraRange, rng: np.random.Generator) -> View:
         other = self.garments[int(rng.integers(len(self.garments)))].read()
-        return rephotograph(subject, rng, self.camera, swap=self.swap, other=other)
+        return rephotograph(subject, rng, camera, swap=self.swap, other=other)
 
     def _registered(self, a: View, b: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         off = _OFF * np.exp(rng.normal(0, _OFF_SPREAD))

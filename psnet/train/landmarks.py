@@ -60,6 +60,11 @@ def for_edited(camera: CameraRange) -> CameraRange:
     return replace(camera, new_background=1.0, colour=0.25)
 
 
+def camera_of(camera: CameraRange, subject: Subject, edited: Subject) -> CameraRange:
+    """The camera for what came of ``subject`` by edits: where something was cut off, another background."""
+    return camera if edited.mask is subject.mask else replace(camera, new_background=1.0)
+
+
 def photographed(
     garment: LabelledGarment,
     garments: Sequence[LabelledGarment],
@@ -317,6 +322,7 @@ __all__ = [
     "LandmarkSamples",
     "Shown",
     "as_photographed",
+    "camera_of",
     "edited",
     "edited_and_photographed",
     "for_edited",

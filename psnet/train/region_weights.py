@@ -1,8 +1,10 @@
 """Region weights λ, per group (PS-Net, section 4.3): the paper's coordinate ascent, and λ fitted to mAP.
 
-The paper's loss L_pla = Σ_n α L', L' = Σ_r λ_r max(D_r⁺ − D_r⁻ + m, 0), is linear in λ: its minimum over the
-simplex is a corner, and only the schedule of steps keeps λ inside. `fit_average_precision` therefore climbs
-the mean average precision itself. Which one ships is decided on held-out garments.
+The paper's loss L_pla = Σ_n α L', L' = Σ_r λ_r max(D_r⁺ − D_r⁻ + m, 0), is linear in λ where every region
+can be compared: its minimum over the simplex is a corner, which the schedule of steps may or may not reach.
+Where some cannot, L' is the mean over those that can, as the score is (Eq. 1): otherwise a region would win
+by being seen seldom. `fit_average_precision` climbs the mean average precision itself. Which one ships is
+decided on held-out garments.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ class Ranking:
     ignored: np.ndarray
 
 
-def triplets_of(features: np.ndarray, design: np.ndarray, copies: np.ndarray) -> Triplets:
+def triplets_of(
+    features: np.ndarray, design: np.ndarray, copies: np.ndarray, garment: np.ndarray
+) -> Triplets:
     """Originals (view 0) against their copies (view 2) and the nearest other garment (view 1).
 
     features (n, 3, 5, d) and design (n, 3, 5) as `psnet.train.retrieval.RetrievalSamples` makes them; copies
-    (n,) bool: which samples' copies are plagiarised ones.
+    (n,) bool: which samples' copies are plagiarised ones; garment (n,): samples of equal ones show the same.
     """
     seen = design >= 0
     original, other, copy = (features[:, v] for v in range(3))
@@ -53,14 +57,16 @@ def triplets_of(features: np.ndarray, design: np.ndarray, copies: np.ndarray) ->
     apart = np.sqrt(np.maximum(2 - 2 * np.einsum("ird,jrd->ijr", original[rows], other), 0))
     both = seen[rows, None, 0] & seen[None, :, 1]
     mean = np.where(both, apart, 0).sum(-1) / np.maximum(both.sum(-1), 1)
-    mean[np.arange(len(rows)), rows] = np.inf
+    mean[garment[rows, None] == garment[None]] = np.inf
+    known = np.isfinite(mean).any(1)  # there is another garment
+    rows, apart, mean = rows[known], apart[known], mean[known]
     nearest = mean.argmin(1)
     positive = np.linalg.norm(original[rows] - copy[rows], axis=-1)
     comparable = seen[rows, 0] & seen[rows, 2] & seen[nearest, 1]
     return Triplets(positive, apart[np.arange(len(rows)), nearest], comparable)
 
 
-def ranking_of(features: np.ndarray, design: np.ndarray, copies: np.ndarray) -> Ranking:
+def ranking_of(features: np.ndarray, design: np.ndarray, copies: np.ndarray, garment: np.ndarray) -> Ranking:
     """Originals (view 0) as queries, all photographs of views 1 and 2 as gallery; arguments as for
     `triplets_of`."""
     n, _, _, d = features.shape
@@ -68,17 +74,18 @@ def ranking_of(features: np.ndarray, design: np.ndarray, copies: np.ndarray) -> 
     seen = design >= 0
     owner = np.repeat(np.arange(n), 2)
     plagiarised = np.stack([np.zeros(n, bool), copies], 1).reshape(-1)
-    own = np.arange(n)[:, None] == owner[None]
+    relevant = (np.arange(n)[:, None] == owner[None]) & plagiarised
     return Ranking(
         cos=np.einsum("qrd,xrd->qxr", features[:, 0], gallery),
         comparable=seen[:, None, 0] & seen[:, 1:].reshape(2 * n, NUM_REGIONS)[None],
-        relevant=own & plagiarised,
-        ignored=own & ~plagiarised,
+        relevant=relevant,
+        ignored=(garment[:, None] == garment[owner][None]) & ~relevant,
     )
 
 
 def manipulation_loss(triplets: Triplets, weights: np.ndarray, margin: float = MARGIN) -> float:
-    """L_pla of the paper, with α = avg_r D_r⁺ / max_r D_r⁺ of each triplet.
+    """L_pla of the paper, with α = avg_r D_r⁺ / max_r D_r⁺ of each triplet; L' is the mean over the regions
+    that can be compared, and the margin where none with a weight can: nothing then tells copy from stranger.
 
     weights (5,), summing to 1.
     """
@@ -87,7 +94,9 @@ def manipulation_loss(triplets: Triplets, weights: np.ndarray, margin: float = M
     count = np.maximum(shown.sum(1), 1)
     alpha = positive.sum(1) / count / np.maximum(positive.max(1), 1e-6)
     hinge = np.maximum(positive - np.where(shown, triplets.negative, 0.0) + margin, 0.0) * shown
-    return float((alpha * (hinge @ weights)).sum())
+    compared = shown @ weights
+    loss = np.where(compared > 0, hinge @ weights / np.maximum(compared, 1e-9), margin)
+    return float((alpha * loss).sum())
 
 
 def coordinate_search(

@@ -26,7 +26,7 @@ from psnet.model import PSNetConfig
 from psnet.regions import GROUPS, MIRROR, NUM_REGIONS, REGIONS
 from psnet.retrieval import RoiRetrieval
 from psnet.taxonomy import Taxonomy
-from psnet.train.landmarks import subject_of
+from psnet.train.landmarks import camera_of, subject_of
 from psnet.verdict import MAX_CHANGED_PARTS
 
 RETRIEVAL_CAMERA = CameraRange(
@@ -132,10 +132,14 @@ class RetrievalSamples:
         self.box_noise, self.camera = box_noise, camera
         self.swap = Taxonomy.load("clothing11").swap
 
+    def shown(self, index: int) -> int:
+        """Which of the garments sample ``index`` shows."""
+        return drawn((self.seed, 1), index, len(self.garments))
+
     def sample(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
         count = len(self.garments)
-        garment = self.garments[drawn((self.seed, 1), index, count)]
+        garment = self.garments[self.shown(index)]
         subject = subject_of(garment)
         if rng.random() < 0.5:
             subject = mirror_subject(subject, self.swap)
@@ -157,7 +161,8 @@ class RetrievalSamples:
         pictures = []
         for v, shown in enumerate((subject, subject, edited)):
             other = self.garments[int(rng.integers(count))].read()
-            view = rephotograph(shown, rng, self.camera, swap=self.swap, other=other)
+            camera = camera_of(self.camera, subject, shown)
+            view = rephotograph(shown, rng, camera, swap=self.swap, other=other)
             pictures.append(self._picture(view, rng))
             design[v] = np.where(view.region_seen > 0.5, 0, IGNORED)
         if self.config.retrieval in WHOLE:
@@ -307,10 +312,15 @@ def features_of(model: nn.Module, batch: dict[str, Tensor], codec: HeatmapCodec)
 def validation_batch(
     garments: Sequence[LabelledGarment], seed: int, config: PSNetConfig, rounds: int = 2
 ) -> dict[str, Tensor]:
-    """Fixed samples of held-out garments, each ``rounds`` times."""
-    samples = RetrievalSamples(garments, seed, config)
-    rows = [samples.sample(i) for i in range(rounds * len(garments))]
-    return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+    """Fixed samples of held-out garments, each ``rounds`` times; ``garment`` (n,) tells which one."""
+    return batch_of(RetrievalSamples(garments, seed, config), rounds * len(garments))
+
+
+def batch_of(samples: RetrievalSamples, count: int) -> dict[str, Tensor]:
+    """The first ``count`` samples, and ``garment`` (count,) int64: which one each shows."""
+    rows = [samples.sample(i) for i in range(count)]
+    garment = torch.tensor([samples.shown(i) for i in range(count)])
+    return {"garment": garment, **{k: torch.stack([row[k] for row in rows]) for k in rows[0]}}
 
 
 @torch.inference_mode()
@@ -325,7 +335,9 @@ def retrieval_figures(model: nn.Module, batch: dict[str, Tensor], codec: Heatmap
     f = features * visible
     cos = torch.einsum("qrd,xrd->qxr", f[:, 0], f[:, 2])
     score = cos.topk(3, dim=-1).values.mean(-1)
-    rank = (score > score.diagonal().unsqueeze(1)).sum(1)
+    # The same garment drawn twice is no stranger to itself.
+    stranger = batch["garment"].unsqueeze(1) != batch["garment"].unsqueeze(0)
+    rank = ((score > score.diagonal().unsqueeze(1)) & stranger).sum(1)
     other, own = _cosines(features)
     fall = other - own
     unedited, edited = _told(design)
@@ -348,6 +360,7 @@ __all__ = [
     "EDITED_FALL",
     "RETRIEVAL_CAMERA",
     "RetrievalSamples",
+    "batch_of",
     "drawn",
     "edited_regions",
     "embed",

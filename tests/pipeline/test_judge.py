@@ -105,7 +105,8 @@ def pair(query: str, match: str, **values: object) -> dict[str, object]:
         **{f"state_{r}": "kept" for r in ("collar", "right_sleeve", "chest", "waist")},
         "state_left_sleeve": "changed",
     }
-    return {**row, **values}
+    row |= values
+    return {"cos_mirrored": row["mirrored"], **row}
 
 
 def test_where_nothing_says_who_was_first_what_was_asked_for_stands_first():
@@ -150,12 +151,13 @@ def suspects_of(pairs, items):
 
 
 EARLY_AND_LATE = [item("late", listed_at="2024-02-01"), item("soon", listed_at="2024-01-01")]
+SOLD = [{**one, "seller_id": f"seller of {one['item_id']}"} for one in EARLY_AND_LATE]
 
 
 def test_a_pair_is_reported_once_and_from_the_originals_side():
     both = [pair("late", "soon", score=0.95), pair("soon", "late", score=0.9)]
     for pairs in (both, both[::-1]):
-        (row,), _ = suspects_of(pairs, EARLY_AND_LATE)
+        (row,), _ = suspects_of(pairs, SOLD)
         assert (row["original_item_id"], row["suspect_item_id"]) == ("soon", "late")
         assert row["score"] == pytest.approx(0.9)
         assert (row["original_garment"], row["suspect_garment"]) == (0, 1)
@@ -261,6 +263,24 @@ def test_what_was_seen_is_told_from_the_originals_side(mirrored):
         assert row["homography"][:3] == pytest.approx([0.5, 0, -2])
         assert row["laid"][:4] == [6, 2, 1, 2]
         assert "lies upon the other (12 points agree)" in row["explanation"]
+
+
+def test_cosines_keep_their_sides_where_the_photographs_contradict_the_features():
+    """By its features the copy is as it is, its photograph says that it is flipped: states go by the
+    photograph, cosines by the features."""
+    both = [{**one, "image_sha256": one["item_id"]} for one in EARLY_AND_LATE]
+    verified = [seen("late", "soon", mirrored=True, changed_left_sleeve=3.0)]
+    weighed_rows = pa.Table.from_pylist(weigh([weak(mirrored=False)], verified), WEIGHED_SCHEMA)
+    found, _ = find_suspects(weighed_rows, Items(item_table(both)))
+    garments = {(name, i): {"category": None, "group": None} for name in ("soon", "late") for i in (0, 1)}
+    (row,) = suspect_table(found, Items(item_table(both)), garments).to_pylist()
+    assert row["mirrored"] and row["modified_regions"] == ["right_sleeve"]
+    assert row["cos_left_sleeve"] == pytest.approx(0.1) and row["cos_right_sleeve"] == pytest.approx(0.9)
+
+
+def test_a_seller_who_is_not_stated_is_not_called_another_one():
+    (row,), _ = suspects_of([pair("late", "soon")], EARLY_AND_LATE)
+    assert row["explanation"].endswith("listed 31 days later; the sellers are not stated.")
 
 
 def test_excluded_pairs_are_counted_once():

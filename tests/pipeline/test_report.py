@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from websockets.sync.client import connect
 
+from pipeline.dismissed import read_dismissed
 from pipeline.errors import UserError
 from pipeline.report import (
     Evidence,
@@ -179,6 +180,25 @@ def test_only_the_best_are_shown_and_the_page_says_so(evidence: Evidence) -> Non
     assert len(data["items"]) == 4
 
 
+def test_what_was_left_out_is_said(evidence: Evidence) -> None:
+    judged = {"failed": {"beyond_max_suspects": 15, "same_seller": 2}}
+    cut = replace(evidence, record={**evidence.record, "stages": {"judge": judged}})
+    assert "15 more were left out by judge.max_suspects" in page_data(cut, {}, PageOptions())["notice"]
+    empty = replace(cut, suspects=cut.suspects.slice(0, 0))
+    said = page_data(empty, {}, PageOptions())["empty"]
+    failed = sum(failure["count"] for failure in page_data(cut, {}, PageOptions())["run"]["failures"])
+    assert f"None of the {cut.items.num_rows - failed} screened items" in said
+    assert f"{failed} could not be screened" in said and "2 of one seller" in said
+
+
+def test_a_photograph_that_was_replaced_is_not_shown(tmp_path: Path, tiny_weights: Path) -> None:
+    run = make_run(tmp_path)
+    path = Path(pq.read_table(run.suspects_path)["suspect_image_path"][0].as_py())
+    Image.new("RGB", (300, 100), "green").save(path)
+    report(run, settings_with(tiny_weights))
+    assert run.stage_record("report")["unreadable_pictures"] == 1
+
+
 def test_presets_follow_the_paper_unless_the_scan_has_weights_of_its_own(evidence: Evidence) -> None:
     def presets(**weights: list[float]) -> dict[str, Any]:
         data = page_data(evidence, {}, PageOptions(region_weights=weights))
@@ -257,7 +277,7 @@ def test_the_stage_runs_once_and_again_when_something_changed(tmp_path: Path, ti
     assert len(list((run.report_dir / "images").iterdir())) == 6
     data = json.loads(Scripts(run.report_path.read_text()).scripts[0][1])
     assert data["dismissed"] == [["000", "005", "licensed"]]
-    assert data["scope"] == "shop/catalogue.csv"
+    assert data["scope"] == run.read()["catalogue"]
     assert data["thresholds"] == KEPT_THRESHOLDS
 
     written = run.report_path.stat().st_mtime_ns
@@ -568,9 +588,81 @@ def test_decisions_are_kept_and_leave_as_a_file(page: Path, browser: Browser, tm
     end = time.monotonic() + 20
     while not got.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    assert got.read_bytes() == b'item_id_a,item_id_b,reason\r\n002,003,"old, ""known"""\r\n'
+    assert got.read_bytes() == (b'\xef\xbb\xbfitem_id_a,item_id_b,reason\r\n002,003,"old, ""known"""\r\n')
+    assert [one.reason for one in read_dismissed(got)] == ['old, "known"']
     browser.open(page, "decision=open")
     assert browser.order() == ["1", "3"]
+
+
+DECIDED = "[...document.querySelectorAll('.card')].map(c => c.querySelector('.decided').textContent)"
+
+
+@pytest.mark.slow
+def test_decisions_of_another_tab_stay_and_those_of_another_seller_do_not_count(
+    page: Path, browser: Browser
+) -> None:
+    browser.open(page)
+    # What another tab, whose page was opened before, has written meanwhile.
+    browser.run(
+        "(() => { const {scope} = JSON.parse(document.getElementById('data').textContent);"
+        " const one = {decision: 'confirmed', reason: '', a: '000', b: '001'};"
+        " const other = {decision: 'dismissed', reason: '', a: '004', b: '005', sellers: 'somebody\\nelse'};"
+        ' const both = {\'["000","001"]\': one, \'["004","005"]\': other};'
+        " localStorage.setItem('psnet.decisions.' + scope, JSON.stringify(both)); return true; })()"
+    )
+    browser.run("document.querySelectorAll('.card')[1].querySelector('.actions button').click()")
+    assert browser.run(DECIDED) == ["✓ confirmed", "✓ confirmed", ""]
+    browser.open(page)
+    assert browser.run(DECIDED) == ["✓ confirmed", "✓ confirmed", ""]
+    # Taken back by mistake and given again: the reason stays.
+    browser.run(
+        "(input => { input.value = 'same mill'; input.dispatchEvent(new Event('change')); })"
+        "(document.querySelectorAll('.card')[1].querySelector('.reason input'))"
+    )
+    for _ in range(2):
+        browser.run("document.querySelectorAll('.card')[1].querySelector('.actions button').click()")
+    assert (
+        browser.run("document.querySelectorAll('.card')[1].querySelector('.reason input').value")
+        == "same mill"
+    )
+    assert browser.complaints() == []
+
+
+@pytest.mark.slow
+def test_no_key_decides_by_accident(page: Path, browser: Browser) -> None:
+    def press(key: str, repeat: str = "false") -> None:
+        event = f"new KeyboardEvent('keydown', {{key: '{key}', bubbles: true, repeat: {repeat}}})"
+        browser.run(f"document.activeElement.dispatchEvent({event})")
+
+    browser.open(page)
+    browser.run("document.querySelector('.card').focus()")
+    press("d", "true")
+    assert browser.run(DECIDED) == ["", "", ""]
+    press("o")
+    assert browser.run("document.getElementById('compare').open")
+    assert browser.run("document.activeElement.id") == "comparehead"
+    press("ArrowRight")
+    assert browser.run("document.getElementById('comparehead').textContent").startswith("#2")
+    for _ in range(2):  # the last one: the button is off, the keys go on working
+        press("ArrowRight")
+    assert browser.run("document.getElementById('comparehead').textContent").startswith("#3")
+    press("ArrowLeft")
+    assert browser.run("document.getElementById('comparehead').textContent").startswith("#2")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compared_is_not_called_unchanged(page: Path, browser: Browser) -> None:
+    browser.open(page)
+    heads = browser.run("[...document.querySelectorAll('.card .what')].map(w => w.textContent)")
+    assert heads[1] == "Nothing comparable changed; left sleeve and right sleeve cannot be compared"
+    assert "Nothing comparable changed" in browser.run(
+        "document.querySelectorAll('.card')[1].querySelector('img').alt"
+    )
+    # With a weight on the sleeves alone nothing is known of that pair: neither 0 nor filtered out.
+    browser.open(page, "weights=0,1,1,0,0&min=0.50")
+    assert browser.order() == ["1", "3", "2"]
+    assert browser.run("document.querySelectorAll('.scorebox b')[2].textContent") == "–"
+    assert browser.complaints() == []
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from psnet.regions import Presence
 from psnet.train.calibrate import (
     BY_FEATURES_ALONE,
     POINTS,
+    Described,
     LabelledPairs,
     Pairs,
     changed_thresholds,
@@ -74,6 +76,32 @@ def labelled(cos, changed, edited):
     pairs = replace(pairs, changed=changed.astype(np.float32))
     parts = np.stack([edited[:, 0], edited[:, 1:3].max(1), edited[:, 3], edited[:, 4]]).sum(0)
     return LabelledPairs(pairs, edited.astype(np.int8), parts, 0)
+
+
+def test_a_region_that_nobody_has_seen_keeps_its_threshold():
+    """Garments without sleeves: absent on one side only must not pass as kept."""
+    edited = np.zeros((40, 5), int)
+    edited[::2, 3] = 1
+    cos = np.where(edited == 1, 0.2, 0.9)
+    cos[:, 1:3] = 0
+    changed = np.where(edited == 1, 4.0, -4.0)
+    changed[:, 1:3] = np.nan
+    pairs = labelled(cos, changed, edited)
+    kept = kept_thresholds(pairs)
+    assert kept[1:3] == Calibration.default().kept_threshold[1:3] and 0.2 < kept[3] < 0.9
+    assert changed_thresholds(pairs)[1:3] == (0, 0)
+    nowhere = replace(pairs, pairs=replace(pairs.pairs, points=np.zeros(40, int)))
+    assert changed_thresholds(nowhere) == (0,) * 5
+
+
+def test_a_garment_does_not_count_for_its_own_level():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 5, 8)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    strangers = Described(features, features, np.full((30, 5), Presence.PRESENT, np.uint8))
+    sample = strangers.take(np.arange(20))
+    levels, own = strangers.levels(sample), strangers.levels(sample, own=True)
+    assert (own[:20] < levels[:20]).all() and np.array_equal(own[20:], levels[20:])
 
 
 def test_thresholds_of_regions_part_the_kept_from_the_edited():

@@ -597,7 +597,7 @@ def test_a_second_look_finds_copies_that_features_miss(tmp_path):
     judged = plagiarism.judge_truth(table, one, calibration, looks)
     assert judged.registered.all() and plagiarism.confusion(judged)[0, 0] == 2
     assert plagiarism.registered_by_class(judged)["all"].value == 1
-    nothing = as_arrays(looks.of(np.array([-1, 0]), np.array([1, 2]), np.zeros(2, bool)))
+    nothing = as_arrays(looks.of(np.array([-1, 0]), np.array([1, 2])))
     assert not nothing[0].any() and np.isnan(nothing[1]).all()
 
 
@@ -611,7 +611,7 @@ def test_pictures_that_did_not_change_are_looked_at_once():
         region_boxes=np.tile(np.array([60, 60, 160, 160], np.float32), (3, 5, 1)),
         landmarks=np.tile(np.random.default_rng(1).uniform(30, 210, (11, 2)).astype(np.float32), (3, 1, 1)),
     )
-    asked, known = (np.array([0, 0]), np.array([1, 2]), np.zeros(2, bool)), {}
+    asked, known = (np.array([0, 0]), np.array([1, 2])), {}
     first = Looks(Verifier.load(), table, lambda row: pixels, known).of(*asked)
     assert as_arrays(first)[0].all() and len(known) == 2
     read = []
@@ -720,14 +720,15 @@ def test_detection_figures_by_hand():
         detection.Photograph(blank, (labelled([0, 0, 100, 100], "short_sleeve_dress"),)),
         detection.Photograph(blank, (labelled([0, 0, 50, 50]),)),
     ]
-    predictor = Said(
-        [said([0, 0, 100, 80], group="T-shirts"), said([0, 0, 100, 100], score=0.2)],
+    # What is not sure enough counts for AP alone.
+    sure = [
+        [said([0, 0, 100, 80], group="T-shirts")],
         [said([0, 0, 100, 100])],  # a dress taken for a top
         [said([60, 60, 100, 100])],
-        [said([0, 0, 50, 50])],
-        [said([0, 0, 50, 50], score=0.4)],
-    )
-    figures = detection.evaluate_detection(predictor, shown, [blank, blank], min_score=0.5)
+    ]
+    unsure = [[*sure[0], said([0, 0, 100, 100], score=0.2)], *sure[1:]]
+    predictor = Said(*sure, [said([0, 0, 50, 50])], [])
+    figures = detection.evaluate_detection(predictor, Said(*unsure), shown, [blank, blank])
     assert figures.recall.value == pytest.approx(2 / 3)
     assert figures.iou.value == pytest.approx(0.9)
     assert figures.group.value == 0.5 and figures.empty.value == 0.5

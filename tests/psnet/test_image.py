@@ -168,6 +168,18 @@ def test_bytes_after_the_picture_do_no_harm() -> None:
     assert decode_image(encoded(picture(), "JPEG") + b"\n<!-- cdn -->" * 50).pixels.shape == (64, 96, 3)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": True}])
+def test_a_film_after_the_picture_may_hold_any_bytes(options: dict[str, bool]) -> None:
+    """Phones append one to a JPEG; its bytes may look like the start of another scan."""
+    exif = Image.Exif()
+    exif[0x010E] = "a thumbnail ends \xff\xd9 here"
+    named = {**options, "exif": exif} if options.pop("exif", False) else options
+    data = encoded(picture(), "JPEG", **named)
+    film = b"\0\0\0\x18ftypmp42" + bytes(range(256)) + b"\xff\xda\0\x0c" + bytes(50)
+    assert np.array_equal(decode_image(data + film).pixels, decode_image(data).pixels)
+    assert code_of(data[: len(data) // 2] + film) == "truncated_image"
+
+
 def test_a_bomb_is_refused_from_its_header() -> None:
     data = png_header_only(50_000, 50_000)
     tracemalloc.start()

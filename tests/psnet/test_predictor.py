@@ -44,6 +44,22 @@ def test_garments_are_well_formed(tiny):
             )
 
 
+def test_nothing_is_seen_in_a_line(tiny):
+    shapes = [(1, 1), (1, 100), (100, 1), (3, 2000), (5000, 20)]
+    lines = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    (whole,) = pictures(1)
+    predictor = Predictor.load(tiny, "cpu", min_score=0.0)
+    *nothing, found = predictor.predict([*lines, whole])
+    assert nothing == [[]] * len(lines) and len(found) == len(predictor.predict([whole])[0]) > 0
+
+
+def test_the_surest_comes_first_by_the_score_that_is_told(tiny):
+    predictor = Predictor.load(tiny, "cpu", min_score=0.0)
+    every = [[garment.score for garment in found] for found in predictor.predict(pictures(12))]
+    assert any(len(scores) > 1 for scores in every)
+    assert all(scores == sorted(scores, reverse=True) for scores in every)
+
+
 def test_results_do_not_depend_on_the_batch(tiny):
     images = pictures(5)
     together = Predictor.load(tiny, "cpu", min_score=0.0, batch=16).predict(images)

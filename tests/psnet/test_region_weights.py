@@ -24,7 +24,10 @@ def test_the_loss_equals_the_papers_by_hand():
     )
     # Hinges with margin 0.5: 0, 0.6, 0.5, 0.7; the waist is not comparable. α = mean(0.2, 0.4, 0.4, 1) / 1.
     alpha = 0.5
-    assert manipulation_loss(triplets, EQUAL, 0.5) == pytest.approx(alpha * 0.2 * (0.6 + 0.5 + 0.7))
+    assert manipulation_loss(triplets, EQUAL, 0.5) == pytest.approx(alpha * (0.6 + 0.5 + 0.7) / 4)
+    # What cannot be compared tells nothing: neither for the region nor against it.
+    waist_only = np.array([0, 0, 0, 0, 1.0])
+    assert manipulation_loss(triplets, waist_only, 0.5) == pytest.approx(alpha * 0.5)
 
 
 def test_the_search_stays_on_the_simplex_and_finds_a_minimum_inside():
@@ -41,6 +44,16 @@ def test_the_region_that_tells_copies_from_strangers_gains_weight():
     weights = fit_manipulation(Triplets(positive, negative, np.ones((50, 5), bool)))
     assert weights.argmax() == 3 and weights[3] > 0.3
     assert np.allclose(fit_manipulation(Triplets(*(np.zeros((0, 5)) for _ in range(3)))), EQUAL)
+
+
+def test_a_region_gains_nothing_by_being_seen_seldom():
+    rng = np.random.default_rng(0)
+    positive, negative = rng.uniform(0.8, 1.2, (200, 5)), rng.uniform(0.8, 1.2, (200, 5))
+    positive[:, 3], negative[:, 3] = 0.1, 1.3
+    comparable = np.ones((200, 5), bool)
+    comparable[:, 2] = rng.random(200) < 0.15  # a sleeve that tells nothing
+    weights = fit_manipulation(Triplets(positive, negative, comparable))
+    assert weights.argmax() == 3 and weights[2] < 0.05
 
 
 def test_average_precision_by_hand_and_its_fit():
@@ -68,12 +81,20 @@ def test_triplets_take_the_nearest_other_garment():
     near = 2 * eye[0] + eye[1]
     features[1, 1] = near / np.linalg.norm(near)  # garment 1's other photograph resembles garment 0
     design = np.zeros((3, 3, 5), int)
-    triplets = triplets_of(features, design, np.array([True, False, True]))
+    triplets = triplets_of(features, design, np.array([True, False, True]), np.arange(3))
     assert triplets.positive.shape == (2, 5) and np.allclose(triplets.positive, 0)
     assert np.allclose(triplets.negative[0], np.linalg.norm(eye[0] - features[1, 1, 0]))
+    # The same garment drawn twice is no other garment.
+    twins = triplets_of(features, design, np.array([True, False, True]), np.array([0, 0, 1]))
+    assert np.allclose(twins.negative[0], np.linalg.norm(eye[0] - features[2, 1, 0]))
+    alone = triplets_of(features, design, np.ones(3, bool), np.zeros(3))
+    assert alone.positive.shape == (0, 5)
 
 
 def test_copies_beyond_the_definition_are_neither_right_nor_wrong():
-    ranking = ranking_of(np.zeros((2, 3, 5, 4)), np.zeros((2, 3, 5), int), np.array([True, False]))
+    several = np.zeros((2, 3, 5, 4)), np.zeros((2, 3, 5), int), np.array([True, False])
+    ranking = ranking_of(*several, np.arange(2))
     assert ranking.relevant.tolist() == [[False, True, False, False], [False] * 4]
     assert ranking.ignored.tolist() == [[True, False, False, False], [False, False, True, True]]
+    twins = ranking_of(*several, np.zeros(2))
+    assert twins.ignored.tolist() == [[True, False, True, True], [True] * 4]
