@@ -41,6 +41,7 @@ from psnet.verdict import (
     Calibration,
     Verdict,
     explain,
+    is_likely_copy,
     modified_regions,
     weigh,
 )
@@ -175,7 +176,11 @@ class Checker:
         normalised = self._normalised(queries, sha256, found)
         items = self._items.of(set(found.sha256) - {sha256})
         ranked = self._ranked(found, normalised)
-        likely = [row for row in ranked if found.sha256[row] in items and normalised[row] >= self._least]
+        chosen = self._settings.verify
+        worth = is_likely_copy(
+            found.comparison.score, normalised, chosen.min_score, chosen.min_normalised_score
+        ) | (normalised >= self._calibration.normalised_threshold)
+        likely = [row for row in ranked if found.sha256[row] in items and worth[row]]
         seen = self._verified(garments, picture.pixels, found, likely, items)
         verdict, mirrored, enough = self._judged(found, normalised, seen)
         answers = []
@@ -212,11 +217,6 @@ class Checker:
         by_normalised = self._settings.judge.rank_by == "normalised_score"
         first, second = (normalised, score) if by_normalised else (score, normalised)
         return np.lexsort((found.garment, found.sha256.astype(str), -second, -first))
-
-    @property
-    def _least(self) -> float:
-        """Normalised score of a pair whose photographs are looked at."""
-        return min(self._settings.verify.min_normalised_score, self._calibration.normalised_threshold)
 
     def _verified(
         self,

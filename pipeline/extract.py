@@ -67,9 +67,9 @@ _log = logging.getLogger(__name__)
 PASSING_FAILURES = ("missing_file", "changed_file")
 
 # A unit is repeated this often when its actor dies. The first death says that something in it is bad, two
-# more say which image (see _Attempts), the rest is left for accidents. An actor may be restarted for several
-# such images.
-_UNIT_RETRIES = 6
+# more for each such image say which (see _Attempts), the rest is left for accidents. An actor may be
+# restarted for several such units.
+_UNIT_RETRIES = 12
 _ACTOR_RESTARTS = 30
 # What an actor needs beside its share of a CPU: the model, a batch of activations, torch itself.
 _ACTOR_MEMORY = 1.5 * 2**30
@@ -162,11 +162,7 @@ def extract(run: RunDirectory, settings: Settings) -> None:
         pending = pending_contents(items, committed_rows(folder, prefix))
         # Not finished, whatever the record says, while a content has no row: a shard was deleted, or a file
         # that was missing has come back.
-        outputs = (
-            [folder / shard_name(prefix, pending["image_sha256"].to_pylist())]
-            if pending.num_rows
-            else [folder]
-        )
+        outputs = [folder / ".pending" if pending.num_rows else folder]  # the one is never there
         with run.stage("extract", inputs_digest(crawled, prefix), outputs) as stage:
             if stage.finished:
                 return
@@ -218,9 +214,12 @@ def _extract_pending(
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed run left half done. Nobody else writes here while the run is locked."""
-    for pattern in (".*.tmp", ".*.attempt"):
-        for left in folder.glob(pattern):
+    """Remove what a killed run left half done, but for what it knew of images that kill. Nobody else writes
+    here while the run is locked."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    for left in folder.glob(".*.attempt"):
+        if _DIED not in left.read_text(encoding="ascii", errors="replace"):
             left.unlink(missing_ok=True)
 
 
@@ -638,12 +637,16 @@ def _disk_error(folder: Path, error: OSError) -> str:
     return f"cannot write to {folder}: {reason}"
 
 
+_DIED = "died "
+
+
 class _Attempts:
     """Finds the image that kills the process (a decoder's crash, no memory left) without an exception.
 
     A small file beside the shard lives while a unit is worked on. Found again by the same run, it says that
     the process died in between: the unit is then gone through one image at a time, each image's hash written
-    down first. An image that was the last entry of two such attempts is given up.
+    down first. An image that was the last entry of two such attempts is given up. What was learnt so counts
+    in later runs as well: a unit with many such images needs more than one.
     """
 
     _GIVE_UP = 2
@@ -659,15 +662,17 @@ class _Attempts:
             run_id, *entries = self._path.read_text(encoding="ascii").splitlines()
         except (FileNotFoundError, ValueError):
             run_id, entries = "", []
-        # A killed driver takes its actors with it, which says nothing about the images.
-        self.careful = run_id == self._run_id
-        if not self.careful:
-            self._path.write_text(f"{self._run_id}\n", encoding="ascii")
-            return self
-        if entries and entries[-1].startswith("at "):
-            entries.append(entries[-1].replace("at ", "died "))
-            self._append(entries[-1])
-        self._deaths.update(entry.removeprefix("died ") for entry in entries if entry.startswith("died "))
+        if run_id == self._run_id:
+            if entries and entries[-1].startswith("at "):
+                entries.append(entries[-1].replace("at ", _DIED))
+                self._append(entries[-1])
+            self.careful = True
+        died = [entry for entry in entries if entry.startswith(_DIED)]
+        if run_id != self._run_id:
+            # A killed driver takes its actors with it, which says nothing about the image at hand.
+            self._path.write_text("\n".join([self._run_id, *died, ""]), encoding="ascii")
+            self.careful = bool(died)
+        self._deaths.update(entry.removeprefix(_DIED) for entry in died)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -33,6 +33,8 @@ from psnet.regions import NUM_REGIONS, Presence
 from psnet.similarity import Comparison, compare, mirrored_presence
 
 _QUERIES_AT_ONCE = 128
+# The same where region lists are looked into: all that they propose for these is at hand.
+_ASKED_AT_ONCE = 1024
 _COMPARED_AT_ONCE = 4096
 # FAISS's kernels on GPUs give no more; a longer list is a CPU's work.
 _MOST_FROM_GPU = 2048
@@ -259,7 +261,12 @@ class GarmentIndex:
         if not len(queries):
             return Candidates(*np.empty((3, 0), np.int64))
         if centroids is not None:
-            return self._from_lists(centroids, queries, k, scoring, allowed, deeper)
+            found = [np.empty((3, 0), np.int64)]
+            for start in range(0, len(queries), _ASKED_AT_ONCE):
+                some = queries.take(slice(start, start + _ASKED_AT_ONCE))
+                query, shard, row = self._from_lists(centroids, some, k, scoring, allowed, deeper)
+                found.append(np.stack([start + query, shard, row]))
+            return Candidates(*np.concatenate(found, axis=1))
         selected = [
             None if allowed is None else _Rows(len(shard.vectors), allowed[n])
             for n, shard in enumerate(self.shards)
@@ -281,7 +288,7 @@ class GarmentIndex:
         scoring: str,
         allowed: Sequence[np.ndarray] | None,
         deeper: int,
-    ) -> Candidates:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         features, weights = self._template.reduce(queries.features), queries.weights
         nprobe = min(deeper * self.manifest.nprobe, centroids.shape[1])
         asked = nearest_lists(centroids, features, nprobe)
@@ -297,7 +304,7 @@ class GarmentIndex:
         ends = np.cumsum([len(shard.vectors) for shard in self.shards])
         shard = np.searchsorted(ends, number, side="right")
         row = np.where(number < 0, -1, number - np.concatenate([[0], ends])[shard])
-        return Candidates(*_best_of_each(np.arange(len(queries)), value, shard, row, k))
+        return _best_of_each(np.arange(len(queries)), value, shard, row, k)
 
     def _vectors(self, queries: Queries, scoring: str) -> tuple[np.ndarray, np.ndarray]:
         reduced = self._template.reduce(queries.features)

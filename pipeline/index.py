@@ -80,7 +80,7 @@ def build_index(
     for other in others:
         _check_model(run, other, tag)
     inputs = inputs_digest(
-        run.require("extract"),
+        run.require_current("extract"),
         digest(settings.index, results_only=True),
         *(part for other in others for part in (str(other.path), other.require("extract"))),
         *dropped,
@@ -97,7 +97,7 @@ def build_index(
             done = builder.build(files)
         except OSError as error:
             raise RunError(f"{run.index_dir}: {error.strerror or error}; finished shards are kept") from None
-        stage.count_in = sum(garment_count(path) for _, path in files)
+        stage.count_in = builder.count_in
         stage.count_out = sum(shard.garments for shard in done.shards)
         if builder.left_out:
             stage.fail("dropped", builder.left_out)
@@ -193,7 +193,7 @@ class _Builder:
         self._all_settings, self._settings = settings, settings.index
         self._former = former
         self._manifest = Manifest(model_tag, settings.index.factory, added=added, dropped=dropped)
-        self.built = self.left_out = 0
+        self.built = self.left_out = self.count_in = 0
 
     def build(self, files: Sequence[tuple[str, Path]]) -> Manifest:
         sources = self._sources(files)
@@ -231,14 +231,18 @@ class _Builder:
             for shard in (self._former.shards if self._former else ())
             for name, file in shard.sources.items()
         }
-        sources, seen = [], set(self._manifest.dropped)
+        sources: list[_Source] = []
+        seen: set[str] = set()
         for run, path in files:
             file = File.of(path, known.get((run, path.name)))
+            # A sweep holds files of the scan that it was run against; each is indexed, and counts, once.
+            if file.sha256 in seen:
+                continue
+            seen.add(file.sha256)
+            self.count_in += garment_count(path)
             if file.sha256 in self._manifest.dropped:
                 self.left_out += visible_count(path)
-            # A sweep holds files of the scan that it was run against; each is indexed once.
-            if file.sha256 not in seen:
-                seen.add(file.sha256)
+            else:
                 sources.append(_Source(run, path, file, visible_count(path)))
         return sources
 

@@ -76,8 +76,8 @@ def judge(run: RunDirectory, settings: Settings) -> None:
     dismissed = {one.pair for one in read_dismissed(Path(listed))} if listed else set()
     originals = _originals(run)
     inputs = inputs_digest(
-        run.require("crawl"),
-        run.require("verify"),
+        run.require_current("crawl"),
+        run.require_current("verify"),
         digest(settings.judge, results_only=True),
         settings.rerank,
         calibration.to_json(),

@@ -129,12 +129,13 @@ def match(run: RunDirectory, settings: Settings) -> None:
     approximate = (originals or settings.match.search == "pruned") and not Manifest.read(run.index_dir).exact
     through_index, pruned = bool(approximate and originals), bool(approximate and not originals)
     inputs = inputs_digest(
-        run.require("crawl"),
-        run.require("extract"),
+        run.require_current("crawl"),
+        run.require_current("extract"),
         originals,
         digest(settings.match, results_only=True),
         calibration.to_json(),
-        run.require("index") if approximate else "",
+        run.require_current("index") if approximate else "",
+        digest(settings.index, results_only=True) if approximate else "",
     )
     with run.stage("match", inputs, [run.pairs_path, run.match_dir / BACKGROUND_FILE]) as stage:
         if stage.finished:
@@ -649,15 +650,18 @@ def _through_index(job: _Job, block: Block) -> Kept:
     known = vectors.sha256.take(starts)
     mirrored = block.mirrored if job.mirrored else None
     queries = Queries(block.features, block.presence, block.weights, mirrored)
-    # One more, since every garment finds itself.
-    found = index.candidates(queries, job.candidates + 1, scoring=job.scoring, deeper=job.deeper)
+    # One more, since every garment finds itself. An index may hold garments of added runs, or of pictures
+    # that the catalogue no longer has: they must not take the places of others.
+    allowed = _rows_of_search(job.index_of, job.index_digest, job.target)
+    found = index.candidates(
+        queries, job.candidates + 1, scoring=job.scoring, allowed=allowed, deeper=job.deeper
+    )
     match_picture = np.empty(len(found.row), np.int64)
     for number, shard in enumerate(index.shards):
         here = found.shard == number
         names = shard.vectors.sha256.take(found.row[here])
         match_picture[here] = np.asarray(pc.fill_null(pc.index_in(names, value_set=known), -1))
     query = np.searchsorted(block.starts, found.query, side="right") - 1
-    # An index may hold garments of added runs, which this search knows nothing of.
     others = (match_picture >= 0) & (block.picture[query] != match_picture)
     query, match_picture = np.unique(np.stack([query[others], match_picture[others]]), axis=1)
     # All of them are scored: what the index says of a pair is no bound.
@@ -679,6 +683,17 @@ def _opened_index(path: Path, digest: str) -> GarmentIndex:
     from pipeline.garment_index import open_index
 
     return open_index(RunDirectory(path))
+
+
+@functools.lru_cache(maxsize=1)
+def _rows_of_search(path: Path, digest: str, target: Path) -> list[np.ndarray] | None:
+    """Per shard of the index the rows of pictures that are searched; None: all of them."""
+    from pipeline.sweep import rows_of
+
+    index = _opened_index(path, digest)
+    vectors, starts = _opened(target)
+    rows = rows_of(index, vectors.sha256.take(starts))
+    return None if sum(map(len, rows)) == len(index) else rows
 
 
 def _compute_levels(job: _Job, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -769,7 +784,9 @@ def _missed(pairs: Path, pruned: Search, settings: Settings) -> dict[str, Any]:
         len(names),
         np.array(lost, bool),
         listed=np.asarray(rank) <= BEST,
-        suspects=exact.wanted.reached(np.asarray(score), np.asarray(normalised)),
+        suspects=exact.wanted.reached(
+            np.asarray(score), np.asarray(score if settings.match.rank_by == "score" else normalised)
+        ),
     )
 
 

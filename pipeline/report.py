@@ -155,7 +155,7 @@ def report(run: RunDirectory, settings: Settings) -> None:
     options = _options(settings, calibration.kept_threshold, calibration.changed_threshold, region_weights)
     with run.lock():
         inputs = inputs_digest(
-            run.require("judge"),
+            run.require_current("judge"),
             # Items that failed are no input of the stages before, but stand on the page.
             catalogue_digest(pq.read_table(run.items_path, columns=["item_id", "status", "error"])),
             digest(settings.report, results_only=True),

@@ -244,18 +244,19 @@ class RunDirectory:
         found: dict[str, Any] = self.read().get("stages", {}).get(name, {})
         return found
 
-    def require_current(self, name: str) -> None:
+    def require_current(self, name: str) -> str:
         """As ``require``; what the stage gave must also be of the input and settings that the record names.
 
         Raises:
             UserError: it has not been done, or a later start of the run has not come so far.
         """
-        self.require(name)
+        output_digest = self.require(name)
         if self.stage_record(name).get("stale"):
             raise UserError(
                 f"{self.path}: what stage {name} gave is of an earlier input or of earlier settings; "
                 "what began since has not come so far: let it finish, or start it again"
             )
+        return output_digest
 
     def require(self, name: str) -> str:
         """The digest of what stage ``name`` gave, for the inputs' digest of the stages after it.

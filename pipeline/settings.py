@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pipeline.errors import UserError
 from psnet.config import ConfigError, bounded, load_config
 from psnet.regions import GROUPS
-from psnet.verdict import LIKELY, LOOKED_AT
+from psnet.verdict import ALIKE, LIKELY, LOOKED_AT
 
 FiveNumbers = tuple[float, float, float, float, float]
 
@@ -101,6 +101,7 @@ class VerifySettings:
 
     enabled: bool = True
     min_normalised_score: float = bounded(LIKELY, -10.0, 1.0)
+    min_score: float = bounded(ALIKE, 0.0, 2.0)
     max_pairs_per_item: int = bounded(LOOKED_AT, 1, 1000)
 
 

@@ -41,8 +41,8 @@ def narrowed(
     index = open_index(run)
     query_pictures = pc.unique(members.picture.filter(pa.array(members.is_query)))
     partner_pictures = pc.unique(members.picture.filter(pa.array(members.is_partner)))
-    asked = _rows_of(index, query_pictures)
-    allowed = _rows_of(index, partner_pictures)
+    asked = rows_of(index, query_pictures)
+    allowed = rows_of(index, partner_pictures)
     queries = index.gather(
         np.repeat(np.arange(len(asked)), [len(rows) for rows in asked]),
         np.concatenate([*asked, np.empty(0, np.int64)]),
@@ -69,7 +69,7 @@ def narrowed(
     return replace(members, pictures=pictures), [shard.vectors for shard in index.shards], said
 
 
-def _rows_of(index: GarmentIndex, pictures: pa.Array) -> list[np.ndarray]:
+def rows_of(index: GarmentIndex, pictures: pa.Array) -> list[np.ndarray]:
     """Per shard the rows that show one of these pictures."""
     # Asked once for all shards: the set of pictures may be as large as the index.
     names = pa.concat_arrays([shard.vectors.sha256 for shard in index.shards])

@@ -10,6 +10,8 @@ garment.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,8 @@ def write_vectors(target: Path, shards: Sequence[Path | Vectors], contents: pa.A
     temporary = features.with_name(f".{features.name}.tmp")
     try:
         if count:
-            mapped = np.memmap(temporary, np.float16, "w+", shape=(2, count, NUM_REGIONS, dim))
+            _reserve(temporary, 2 * count * NUM_REGIONS * dim * np.dtype(np.float16).itemsize)
+            mapped = np.memmap(temporary, np.float16, "r+", shape=(2, count, NUM_REGIONS, dim))
             for shard, row in zip(shards, rows, strict=True):
                 wanted = row >= 0
                 if not wanted.any():
@@ -99,6 +102,18 @@ def write_vectors(target: Path, shards: Sequence[Path | Vectors], contents: pa.A
         raise RunError(f"{features}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes whose room is there: to write through a map into room that is not ends
+    the process, without an exception."""
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            file.truncate(size)  # a file system that cannot reserve
 
 
 def open_vectors(target: Path) -> Vectors:

@@ -46,7 +46,7 @@ from pipeline.settings import Settings
 from psnet.config import digest
 from psnet.image import ImageError, decode_image
 from psnet.regions import NUM_REGIONS
-from psnet.verdict import Calibration
+from psnet.verdict import Calibration, is_likely_copy
 
 if TYPE_CHECKING:
     from psnet.verification import Sight, Verifier
@@ -92,22 +92,34 @@ def verify(run: RunDirectory, settings: Settings) -> None:
     except WeightsError as error:
         raise UserError(str(error)) from None
     wanted = settings.verify.enabled and bool(network) and calibration.changed_threshold is not None
-    inputs = inputs_digest(
-        run.require("crawl"),
-        run.require("match"),
+    of = inputs_digest(
+        run.require_current("crawl"),
+        run.require_current("match"),
         digest(settings.verify, results_only=True),
         f"{network}-{METHOD}" if wanted else "",
         str(settings.extract.decode_side),
         *(str(threshold) for threshold in (calibration.suspect_threshold, calibration.normalised_threshold)),
     )
+    former = run.stage_record("verify")
+    inputs = of
+    looked_at = bool(former.get("done")) and former.get("of") == of
+    if looked_at:
+        # A photograph that could not be read may be there again: those pairs are looked at anew, others not.
+        again = former.get("failed", {}).get("unreadable")
+        inputs = inputs_digest(of, former["inputs_digest"]) if again else former["inputs_digest"]
     with run.stage("verify", inputs, [run.verified_path]) as stage:
         if stage.finished:
             return
         try:
             found = VERIFIED_SCHEMA.empty_table()
             if wanted:
-                pairs = likely_pairs(run, settings, calibration)
+                known = found
+                if looked_at and run.verified_path.exists():
+                    known = pq.read_table(run.verified_path, schema=VERIFIED_SCHEMA)
+                    known = known.filter(pc.not_equal(known["status"], "unreadable"))
+                pairs = _without(likely_pairs(run, settings, calibration), known)
                 found = _verified(run, settings, pairs, f"{network}-{METHOD}-{settings.extract.decode_side}")
+                found = pa.concat_tables([known, found])
             found = found.sort_by([(name, "ascending") for name in VERIFIED_SCHEMA.names[:4]])
             write_shard(run.verified_path, found, {})
         except OSError as error:
@@ -118,6 +130,8 @@ def verify(run: RunDirectory, settings: Settings) -> None:
         for part in run.verify_dir.glob("*.parquet"):
             part.unlink(missing_ok=True)
         count = Counter(found["status"].to_pylist())
+        stage.output_digest = hashlib.sha256(run.verified_path.read_bytes()).hexdigest()
+        stage.note(of=of)
         stage.count_in = found.num_rows
         stage.count_out = count["registered"]
         if count["unreadable"]:
@@ -143,8 +157,9 @@ def is_suspicious(pairs: pa.Table, calibration: Calibration) -> pa.ChunkedArray:
 
 def is_likely(pairs: pa.Table, settings: Settings, calibration: Calibration) -> pa.ChunkedArray:
     """Which rows of PAIR_SCHEMA may be looked at again, or are suspects anyway."""
-    least = pa.scalar(settings.verify.min_normalised_score, pa.float32())
-    return pc.or_(pc.greater_equal(pairs["normalised_score"], least), is_suspicious(pairs, calibration))
+    scores = (np.asarray(pairs[name]) for name in ("score", "normalised_score"))
+    looked_at = is_likely_copy(*scores, settings.verify.min_score, settings.verify.min_normalised_score)
+    return pc.or_(pa.chunked_array([looked_at]), is_suspicious(pairs, calibration))
 
 
 def likely_pairs(run: RunDirectory, settings: Settings, calibration: Calibration) -> pa.Table:
@@ -152,7 +167,8 @@ def likely_pairs(run: RunDirectory, settings: Settings, calibration: Calibration
     ``mirrored``; those that share photographs stand close together.
 
     All that would be suspects by their features, and of each item the ``verify.max_pairs_per_item`` best from
-    ``verify.min_normalised_score`` on. Without those that are never reported, and those of one picture.
+    ``verify.min_normalised_score`` or ``verify.min_score`` on. Without those that are never reported, and
+    those of one picture.
     """
     chosen = settings.verify
     columns = ["query_item_id", "match_item_id", "score", "normalised_score", "mirrored"]
@@ -211,13 +227,26 @@ def _verified(run: RunDirectory, settings: Settings, pairs: pa.Table, network: s
         folder / _part_name(network, part): part
         for part in (pairs.slice(start, PART) for start in range(0, len(pairs), PART))
     }
-    missing = {target: part for target, part in parts.items() if not target.exists()}
+    missing = {target: part for target, part in parts.items() if not _is_whole(target)}
     with track(sum(map(len, missing.values())), "verify", "pairs") as progress:
         tasks = {target: (part, _places_in(part, places), target) for target, part in missing.items()}
         for target in in_tasks(settings, "the verification", _verify_part, job, tasks):
             progress.advance(len(missing[target]))
     tables = [pq.read_table(target, schema=VERIFIED_SCHEMA) for target in parts]
     return pa.concat_tables(tables) if tables else VERIFIED_SCHEMA.empty_table()
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether it is there, and every photograph could be read."""
+    return part.exists() and "unreadable" not in pq.read_table(part, columns=["status"])["status"].to_pylist()
+
+
+def _without(pairs: pa.Table, known: pa.Table) -> pa.Table:
+    """``pairs`` that ``known`` does not hold."""
+    if not known.num_rows:
+        return pairs
+    seen = set(_keys(known))
+    return pairs.filter(pa.array([key not in seen for key in _keys(pairs)], pa.bool_()))
 
 
 def _part_name(network: str, part: pa.Table) -> str:

@@ -31,8 +31,18 @@ MAX_CHANGED_PARTS = 2
 
 LIKELY = 0.3
 """Normalised score from which the photographs of a pair are worth a look (`psnet.verification`)."""
+ALIKE = 0.95
+"""Score from which they are whatever the normalised one says: a design that a catalogue holds many times, or
+that is most of what it holds, is its own background."""
 LOOKED_AT = 5
 """Of each item so many pairs are looked at, its best ones."""
+
+
+def is_likely_copy(
+    score: np.ndarray, normalised: np.ndarray, min_score: float = ALIKE, min_normalised: float = LIKELY
+) -> np.ndarray:
+    """Which pairs' photographs are worth a look: (...) bool."""
+    return (score >= np.float32(min_score)) | (normalised >= np.float32(min_normalised))
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,10 @@ def _shorten(subject: Subject, region: str, rng: np.random.Generator) -> Subject
     keep = rng.uniform(0.35, 0.7)
     if region == "waist":
         end = box[1] + keep * (box[3] - box[1])
-        mask[int(end) :] = 0
+        # Sleeves that hang beside the hem stay as long as they are.
+        sides = landmarks[[7, 8, 9, 10]]
+        across = sides[sides[:, 2] > 0, 0] if (sides[:, 2] > 0).sum() > 1 else box[[0, 2]]
+        mask[int(end) :, max(int(across.min()) - 2, 0) : int(across.max()) + 3] = 0
         landmarks[[9, 10], 1] = np.minimum(landmarks[[9, 10], 1], end)
         landmarks[[7, 8], 1] = np.minimum(landmarks[[7, 8], 1], end)
         box[3] = end

@@ -8,7 +8,9 @@ optional ``mask`` (a PNG, 255 on the garment), ``bbox`` and ``regions`` as xyxy 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -230,12 +232,24 @@ def _cut_out(garment: LabelledGarment) -> np.ndarray | None:
 def _write_mask(job: tuple[LabelledGarment, Path]) -> bool:
     garment, path = job
     mask = _cut_out(garment)
-    Image.fromarray(mask if mask is not None else np.zeros((1, 1), np.uint8)).save(path, optimize=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    whole = mask if mask is not None else np.zeros((1, 1), np.uint8)
+    Image.fromarray(whole).save(temporary, "PNG", optimize=True)
+    os.replace(temporary, path)
     return mask is not None
 
 
+def _outline_key(garment: LabelledGarment) -> str:
+    """Names what a cut-out depends on besides the pixels."""
+    key = hashlib.sha256(str(garment.image_path.parent.resolve()).encode())
+    for part in (garment.box, garment.landmarks):
+        key.update(np.asarray(part, np.float32).round(1).tobytes())
+    return key.hexdigest()[:10]
+
+
 def with_masks(garments: Iterable[LabelledGarment], cache: Path, workers: int = 1) -> list[LabelledGarment]:
-    """Cut every garment out of its photograph, once: masks are PNG files in ``cache``, one per photograph.
+    """Cut every garment out of its photograph, once: masks are PNG files in ``cache``, one for a photograph
+    with a box and landmarks.
 
     A rejected cut-out leaves a 1 × 1 file, so that it is not tried again, and ``mask_path`` stays None.
     Garments that came with a mask (rendered ones) or with polygons keep it.
@@ -244,7 +258,7 @@ def with_masks(garments: Iterable[LabelledGarment], cache: Path, workers: int = 
     garments = list(garments)
     kept = [g for g in garments if g.mask_path is not None or g.polygons]
     garments = [g for g in garments if g.mask_path is None and not g.polygons]
-    paths = [cache / f"{g.image_path.stem}.png" for g in garments]
+    paths = [cache / f"{g.image_path.stem}-{_outline_key(g)}.png" for g in garments]
     jobs = [(g, p) for g, p in zip(garments, paths, strict=True) if not p.exists()]
     if jobs:
         with ProcessPoolExecutor(max_workers=workers) as pool:

@@ -50,12 +50,14 @@ def measure_detection(session: Session) -> list[Table]:
 
 def measure_landmarks(session: Session) -> list[Table]:
     predictor = session.predictor(session.main)
+    unsure = session.predictor(session.main, min(_LEAST_SCORE, session.settings.min_score))
     tables = []
     for name, shown in session.photographs.items():
         figures = {
             title: landmarks.landmark_figures(
                 shown,
                 landmarks.seen_garments(predictor, shown, true_boxes=true_boxes),
+                landmarks.seen_garments(unsure, shown, true_boxes=true_boxes),
                 session.settings.seed,
             )
             for title, true_boxes in (("whole chain", False), ("true garment boxes", True))

@@ -70,12 +70,16 @@ def seen_garments(
 
 
 def landmark_figures(
-    shown: Sequence[Photograph], seen: Sequence[Sequence[Garment]], seed: int = 0
+    shown: Sequence[Photograph],
+    seen: Sequence[Sequence[Garment]],
+    unsure: Sequence[Sequence[Garment]],
+    seed: int = 0,
 ) -> LandmarkFigures:
     """Figures of the labelled garments, each with the detection that overlaps it most.
 
     Args:
-        seen: the garments found in every photograph, surest first.
+        seen: the garments found in every photograph, surest first. unsure: the same with those of which the
+            chain is hardly sure, for the precision-recall curves behind AP.
     """
     names = Taxonomy.load("clothing11").landmarks
     places = {part: [names.index(n) for n in of_part] for part, of_part in PARTS.items()}
@@ -108,7 +112,7 @@ def landmark_figures(
                 ious["overall"].append(float(iou[~true.absent].mean()))
     every = np.array(list(told.values())).reshape(len(REGIONS), -1)
     ap, ap50 = bootstrap_ap(
-        [_keypoint_curve(p, garments) for p, garments in zip(shown, seen, strict=True)], seed
+        [_keypoint_curve(p, garments) for p, garments in zip(shown, unsure, strict=True)], seed
     )
     return LandmarkFigures(
         wilson(found, count),

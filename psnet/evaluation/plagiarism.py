@@ -30,7 +30,15 @@ from psnet.evaluation.tables import Cell, Table
 from psnet.evaluation.truth import ACCUSED, TruthPair, part_overlap, rightly_named
 from psnet.regions import NUM_REGIONS, REGIONS, Presence
 from psnet.similarity import mirrored_presence, normalise
-from psnet.verdict import LIKELY, LOOKED_AT, RELATIONS, Calibration, Verdict, modified_regions, weigh
+from psnet.verdict import (
+    LOOKED_AT,
+    RELATIONS,
+    Calibration,
+    Verdict,
+    is_likely_copy,
+    modified_regions,
+    weigh,
+)
 from psnet.verification import Verification, as_arrays
 
 # A model that takes everything for a copy must not fill the memory with pairs.
@@ -122,7 +130,7 @@ def _candidates(
         enough = (score >= calibration.suspect_threshold - 1e-4) & (
             normal >= calibration.normalised_threshold - 1e-3
         )
-        enough |= likely & (normal >= LIKELY)
+        enough |= likely & is_likely_copy(score, normal)
         some, others = np.nonzero(enough)
         query.append(at[some])
         match.append(others)

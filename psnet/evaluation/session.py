@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections import defaultdict
@@ -29,7 +30,13 @@ from psnet.predictor import Predictor
 from psnet.similarity import equal_weights
 from psnet.verdict import Calibration
 from psnet.verification import Verifier
-from psnet.weights import model_tag, read_calibration, read_description, read_learnt_weights
+from psnet.weights import (
+    comparison_digest,
+    model_tag,
+    read_calibration,
+    read_description,
+    read_learnt_weights,
+)
 
 
 class Session:
@@ -104,6 +111,11 @@ class Session:
             for folder in variant.folders:
                 content.update(self._tags(folder).encode())
                 content.update(self._calibrations(folder).to_json().encode())
+                content.update(comparison_digest(folder).encode())
+                learnt = read_description(folder).get("region_weights", {}).get("tables")
+                content.update(json.dumps(learnt, sort_keys=True).encode())
+        if self.settings.empty is not None:
+            content.update(Path(self.settings.empty).read_bytes())
         for path in self.settings.benchmarks.values():
             content.update(read_benchmark(Path(path)).digest.encode())
         for path in self.settings.labels.values():

@@ -106,6 +106,9 @@ def read_variants(settings: EvaluationSettings) -> dict[str, Variant]:
     for name in settings.baselines:
         if name not in BASELINES:
             raise ConfigError(f"baselines: unknown baseline {name!r}; known: {', '.join(BASELINES)}")
+    for name in settings.splits:
+        if name not in settings.labels:
+            raise ConfigError(f"splits: no labels {name!r}; known: {', '.join(settings.labels)}")
     for benchmark, names in settings.skipped.items():
         for name in names:
             if (name not in variants and name not in BASELINES) or name == settings.main:

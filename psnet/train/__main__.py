@@ -103,8 +103,8 @@ def load_garments(
 ) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
     """Training and held-out garments of all label files, each with its cut-out; those of the file
     ``pseudo_labels`` are added to the training ones."""
-    train: list[LabelledGarment] = []
-    held: list[LabelledGarment] = []
+    every: list[LabelledGarment] = []
+    kept: set[Path] = set()
     if settings.label_weights and len(settings.label_weights) != len(settings.labels):
         raise ConfigError(
             f"label_weights: {len(settings.label_weights)} numbers for {len(settings.labels)} label files"
@@ -112,8 +112,11 @@ def load_garments(
     weights = settings.label_weights or (1.0,) * len(settings.labels)
     for path, weight in zip(settings.labels, weights, strict=True):
         garments = _with_masks(settings, Path(path), weight)
-        held += garments[:: settings.holdout]
-        train += [g for i, g in enumerate(garments) if i % settings.holdout]
+        # Of one photograph all garments, and in whatever file.
+        kept |= {g.image_path.resolve() for g in garments[:: settings.holdout]}
+        every += garments
+    held = [g for g in every if g.image_path.resolve() in kept]
+    train = [g for g in every if g.image_path.resolve() not in kept]
     if not train:
         raise ConfigError("labels: no garment to train on; name label files with --set labels=[...]")
     if pseudo_labels is not None:
@@ -644,6 +647,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_options(TrainSettings, arguments)
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         for name in steps if arguments.part == "all" else [arguments.part]:
+            # Before the networks are built, which are random at first.
+            torch.manual_seed(settings.seed)
             steps[name](settings)
     except (ValueError, FileNotFoundError) as error:  # ConfigError and WeightsError are ValueErrors
         print(f"psnet train: {error}", file=sys.stderr)

@@ -34,12 +34,12 @@ from psnet.train.retrieval import IGNORED, edited_regions
 from psnet.verdict import (
     CHANGED,
     IDENTICAL,
-    LIKELY,
     MAX_CHANGED_PARTS,
     PLAGIARISED,
     SIMILAR,
     Calibration,
     Verdict,
+    is_likely_copy,
     judge,
     judge_registered,
     weigh,
@@ -443,6 +443,6 @@ def _looked_at(
         return _sight(image, garment)
 
     return [
-        verifier.verify(sight(a), sight(b)) if normalised >= LIKELY else None
-        for a, b, normalised in zip(query, match, pairs.normalised, strict=True)
+        verifier.verify(sight(a), sight(b)) if likely else None
+        for a, b, likely in zip(query, match, is_likely_copy(pairs.score, pairs.normalised), strict=True)
     ]

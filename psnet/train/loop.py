@@ -1,8 +1,8 @@
 """One training loop for every part: deterministic by step, resumable to the same result, weights averaged.
 
-Sample ``i`` of a run depends on (seed, i) alone, so a run that was killed and resumed sees the samples it
-would have seen. Checkpoints are safetensors (model, averaged model, optimiser state) and a JSON line; nothing
-is pickled.
+Sample ``i`` of a run depends on (seed, i) alone, and what the network draws in a step on (seed, step), so a
+run that was killed and resumed sees and draws what it would have. Checkpoints are safetensors (model,
+averaged model, optimiser state) and a JSON line; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class LoopSettings:
     seed: int = 0
     checkpoint_every: int = 200
     log_every: int = 20
+
+
+# More than a run has steps.
+_SEEDS = 10_000_000
 
 
 class Samples(Protocol):
@@ -131,7 +135,6 @@ def fit(
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
     device = resolve_device(settings.device)
     model.to(device).to(memory_format=torch.channels_last).train()
     decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -164,6 +167,7 @@ def fit(
     batches: Iterator[Any] = iter(loader)
     for step in range(first, settings.steps):
         batch = next(batches)
+        torch.manual_seed(settings.seed * _SEEDS + step)  # the detector draws which proposals it learns from
         batch = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, settings)

@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.extract import (
     Extractor,
     Job,
+    _sweep,
     committed_rows,
     cut_units,
     extract,
@@ -282,10 +283,28 @@ def test_an_earlier_runs_accident_is_not_held_against_an_image(folder: Path):
     unit, hashes = unit_of(folder, {"a": picture(1), "b": picture(2)})
     job = job_in(folder)
     left = folder / f".{shard_name(job.prefix, hashes)}.attempt"
-    left.write_text(f"another run\nat {hashes[0]}\ndied {hashes[0]}\nat {hashes[0]}\n")
+    left.write_text(f"another run\nat {hashes[0]}\n")
     model = Stand()
     Extractor(job, lambda _: (model, "float32"))(unit)
     assert model.calls == [2] and set(rows_of(folder)["status"].to_pylist()) == {"ok"}
+
+
+def test_what_an_earlier_run_learnt_of_an_image_counts(folder: Path):
+    """A unit with many deadly images needs more than one run; what a driver's end cut short says nothing."""
+    unit, hashes = unit_of(folder, {"a": picture(1), "b": picture(2)})
+    job = job_in(folder)
+    left = folder / f".{shard_name(job.prefix, hashes)}.attempt"
+    died = f"died {hashes[0]}\n"
+    for entries, status in ((died + f"at {hashes[0]}\n", "ok"), (died * 2, "crashed")):
+        left.write_text(f"another run\n{entries}")
+        _sweep(folder)
+        model = Stand()
+        Extractor(job, lambda _, model=model: (model, "float32"))(unit)
+        rows = rows_of(folder).to_pylist()
+        assert {row["image_sha256"]: row["status"] for row in rows} == {hashes[0]: status, hashes[1]: "ok"}
+        for shard in folder.glob("*.parquet"):
+            shard.unlink()
+    assert not list(folder.iterdir())
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(folder: Path):
@@ -571,6 +590,18 @@ def test_a_deleted_shard_and_a_file_that_came_back_are_done_again(
     assert run.require("extract") != digest_before
     kept = [name for name in before if stamps(run).get(name) == before[name]]
     assert len(kept) == 1
+
+    # All that a shard holds was missing, and is back: nothing else tells that there is something to do.
+    (images / "01.jpg").rename(tmp_path / "01.jpg")
+    next(path for path in garment_shards(run) if path.name not in kept).unlink()
+    for path in garment_shards(run):
+        if path.name not in before:
+            path.unlink()
+    extract(run, settings)
+    assert run.stage_record("extract")["failed"] == {"missing_file": 1}
+    (tmp_path / "01.jpg").rename(images / "01.jpg")
+    extract(run, settings)
+    assert run.stage_record("extract")["failed"] == {}
 
 
 def test_weights_that_cannot_be_used_are_the_users_to_mend(tmp_path: Path, photographs: Path):

@@ -403,8 +403,20 @@ def test_a_sweep_sees_the_runs_that_were_added(tmp_path, source):
     build_index(run, settings(), add=[other.path])
     sources = _with_added(run)
     assert [one.path.resolve() for one in sources] == [run.path.resolve(), other.path.resolve()]
-    names = _all_items(sources)["item_id"].to_pylist()
+    items = _all_items(sources)
+    names = items["item_id"].to_pylist()
     assert len(names) == len(set(names)) == 230
+    # A sweep has the files of both; each garment counts once.
+    swept = RunDirectory(tmp_path / "swept")
+    shutil.copytree(run.path, swept.path)
+    for shard in other.garments_dir.glob("*.parquet"):
+        shutil.copy(shard, swept.garments_dir / f"t-{shard.name}")
+    before = run.stage_record("index")
+    extracted_again(swept, "swept")
+    build_index(swept, settings())
+    assert {name: swept.stage_record("index")[name] for name in ("in", "out", "failed")} == {
+        name: before[name] for name in ("in", "out", "failed")
+    }
     shutil.rmtree(other.path)
     with pytest.raises(UserError, match=r"other: no such run directory"):
         _with_added(run)

@@ -3,6 +3,7 @@ finds the copies and says what it misses."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -66,6 +67,19 @@ def test_pruned_and_exact(tmp_path: Path, tiny_weights: Path, ray_local: None):
     fewer = ("index.candidates=20", "index.nprobe=2", "index.audit_queries=1000")
     audited = searched(tmp_path / "audited", source, tiny_weights, *lists, *fewer)
     assert audited.stage_record("match")["missed"]["best_20"]["share"] == pytest.approx(truth, abs=1e-6)
+
+    # Garments of runs that were added take nobody's place.
+    nearly_the_same = replace(source, picture=source.picture + 1000)
+    again = write_run(tmp_path / "again", nearly_the_same, plain_items(PICTURES))
+    keys = [f"extract.weights={tiny_weights}", "match.best_k=10", "match.block_size=150", *lists]
+    keys += ["index.candidates=20", "index.nprobe=2"]
+    build_index(few, load_settings(None, keys), add=[again.path])
+    match(few, load_settings(None, keys))
+    assert few.stage_record("match")["missed"]["best_20"]["share"] <= said["high"]
+
+    # Another look into the index is another search.
+    match(few, load_settings(None, [*keys, "index.candidates=1000"]))
+    assert few.stage_record("match")["missed"]["best_20"]["share"] < said["low"]
 
     # An exact index leaves nothing to prune.
     flat = searched(tmp_path / "flat", source, tiny_weights, "match.search=pruned")

@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 import pipeline.verify as stage
+from pipeline.calibration import load_calibration
 from pipeline.errors import RunError
 from pipeline.judge import judge
 from pipeline.match import match
 from pipeline.rundir import RunDirectory
 from pipeline.schema import CHANGED_COLUMNS, garment_schema, pack_boxes, pack_landmarks
 from pipeline.settings import Settings, load_settings
-from pipeline.verify import verify
+from pipeline.verify import is_likely, verify
 from psnet.data.photographs import read_labels, with_masks
 from psnet.data.rephotograph import View, rephotograph
 from psnet.homography import project
@@ -253,6 +254,38 @@ def test_a_picture_that_is_gone_or_another_one_by_now(shop, settings, tmp_path):
     suspects = pq.read_table(run.suspects_path).to_pylist()
     (row,) = (row for row in suspects if row["suspect_item_id"] == "i1")
     assert row["registered_points"] is None and row["relation"] == "identical"
+
+    # One is back: its pairs are looked at, and no others.
+    shutil.copy(shop.paths[1], tmp_path / "shop/1.png")
+    before = looked_at(run, shop)
+    verify(run, settings)
+    now = looked_at(run, shop)
+    assert now[(0, 1)]["status"] == "registered" and now[(2, 3)]["status"] == "unreadable"
+    assert now.keys() == before.keys() and now[(4, 5)] == before[(4, 5)]
+    judge(run, settings)
+    (row,) = (row for row in pq.read_table(run.suspects_path).to_pylist() if row["suspect_item_id"] == "i1")
+    assert row["registered_points"] >= 8
+    # The other one too: with that there is nothing left to do.
+    shutil.copy(shop.paths[3], tmp_path / "shop/3.png")
+    verify(run, settings)
+    assert "unreadable" not in {row["status"] for row in looked_at(run, shop).values()}
+    again = RunDirectory(run.path)
+    verify(again, settings)
+    assert again.finished_before == ["verify"]
+
+
+def test_what_is_all_but_the_same_is_looked_at_whatever_the_rest_of_the_catalogue(settings):
+    """A design that a catalogue holds a dozen times, or that one of two pictures, is its own background."""
+    pairs = pa.table(
+        {
+            "score": pa.array([0.99, 0.94, 0.6, 0.5], pa.float32()),
+            "normalised_score": pa.array([0.0, -0.2, 0.4, 0.1], pa.float32()),
+        }
+    )
+    calibration = load_calibration(settings)
+    assert is_likely(pairs, settings, calibration).to_pylist() == [True, False, True, False]
+    off = load_settings(None, ["verify.min_score=2"])
+    assert is_likely(pairs, off, calibration).to_pylist() == [False, False, True, False]
 
 
 def test_nothing_is_looked_at_where_it_is_switched_off_or_no_network_came_along(

@@ -745,7 +745,7 @@ def test_landmark_figures_by_hand():
     regions = np.tile(np.array([0, 0, 100, 25], np.float32), (5, 1))
     garment = said([0, 0, 100, 50], points, regions, presence=(2, 1, 2, 2, 2))
     shown = [detection.Photograph(np.zeros((9, 9, 3), np.uint8), (true,))] * 2
-    figures = landmarks.landmark_figures(shown, [[garment], []])
+    figures = landmarks.landmark_figures(shown, [[garment], []], [[garment], []])
     assert figures.found.value == 0.5
     assert figures.error["collar"].value == pytest.approx(0.1) and figures.error[
         "hem"
@@ -762,7 +762,7 @@ def test_the_best_overlapping_garment_is_meant():
     shown = [detection.Photograph(np.zeros((9, 9, 3), np.uint8), (true,))] * 2
     near, far = said([0, 0, 100, 90], true.landmarks), said([0, 0, 20, 100])
     seen = landmarks.seen_garments(Said([far, near], [far]), shown, true_boxes=False)
-    figures = landmarks.landmark_figures(shown, seen)
+    figures = landmarks.landmark_figures(shown, seen, seen)
     assert (figures.found.value, figures.error["overall"].value) == (0.5, 0)
     # By OKS one of the first picture's two is the garment: half the recall, with half the precision.
     assert figures.ap.value == pytest.approx(51 / 101 / 2)

@@ -293,12 +293,13 @@ def test_mistakes_are_one_line(data, tmp_path, capsys):
         ["landmarks", *out, *weights],
         ["landmarks", *out, *weights, "--set", "labels.x=nowhere.jsonl"],
         ["detection", *out, *weights, "--set", f"labels.x={data}/labels", "--set", "splits.x=sesame"],
+        ["detection", *out, *weights, "--set", f"labels.x={data}/labels", "--set", "splits.y=test"],
         ["detection", *out, *weights, "--set", f"labels.x={data}/labels", "--set", "empty=nowhere.csv"],
         ["pictures", *out, "--set", f"benchmarks.x={data}/bench"],
     ):
         assert main(arguments) == 2, arguments
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 9 and all(line.startswith("psnet eval: ") for line in lines), lines
+    assert len(lines) == 10 and all(line.startswith("psnet eval: ") for line in lines), lines
 
 
 def test_measuring_needs_no_engine():
