@@ -591,15 +591,20 @@ def test_a_deleted_shard_and_a_file_that_came_back_are_done_again(
     kept = [name for name in before if stamps(run).get(name) == before[name]]
     assert len(kept) == 1
 
-    # All that a shard holds was missing, and is back: nothing else tells that there is something to do.
-    (images / "01.jpg").rename(tmp_path / "01.jpg")
-    next(path for path in garment_shards(run) if path.name not in kept).unlink()
-    for path in garment_shards(run):
-        if path.name not in before:
-            path.unlink()
+
+def test_all_that_a_shard_holds_comes_back(
+    tmp_path: Path, photographs: Path, tiny_weights: Path, ray_local: None
+):
+    """What is to be done is then what that shard says of missing files, by name."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "00.jpg").write_bytes((photographs / "00.jpg").read_bytes())
+    run = crawled(tmp_path / "run", images)
+    settings = load_settings(None, overrides(tiny_weights))
+    (images / "00.jpg").rename(tmp_path / "00.jpg")
     extract(run, settings)
     assert run.stage_record("extract")["failed"] == {"missing_file": 1}
-    (tmp_path / "01.jpg").rename(images / "01.jpg")
+    (tmp_path / "00.jpg").rename(images / "00.jpg")
     extract(run, settings)
     assert run.stage_record("extract")["failed"] == {}
 
