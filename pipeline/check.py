@@ -176,10 +176,10 @@ class Checker:
         normalised = self._normalised(queries, sha256, found)
         items = self._items.of(set(found.sha256) - {sha256})
         ranked = self._ranked(found, normalised)
-        chosen = self._settings.verify
-        worth = is_likely_copy(
-            found.comparison.score, normalised, chosen.min_score, chosen.min_normalised_score
-        ) | (normalised >= self._calibration.normalised_threshold)
+        least = self._settings.verify
+        score = found.comparison.score
+        worth = is_likely_copy(score, normalised, least.min_score, least.min_normalised_score)
+        worth |= normalised >= self._calibration.normalised_threshold
         likely = [row for row in ranked if found.sha256[row] in items and worth[row]]
         seen = self._verified(garments, picture.pixels, found, likely, items)
         verdict, mirrored, enough = self._judged(found, normalised, seen)

@@ -157,8 +157,9 @@ def is_suspicious(pairs: pa.Table, calibration: Calibration) -> pa.ChunkedArray:
 
 def is_likely(pairs: pa.Table, settings: Settings, calibration: Calibration) -> pa.ChunkedArray:
     """Which rows of PAIR_SCHEMA may be looked at again, or are suspects anyway."""
-    scores = (np.asarray(pairs[name]) for name in ("score", "normalised_score"))
-    looked_at = is_likely_copy(*scores, settings.verify.min_score, settings.verify.min_normalised_score)
+    score, normalised = (np.asarray(pairs[name]) for name in ("score", "normalised_score"))
+    chosen = settings.verify
+    looked_at = is_likely_copy(score, normalised, chosen.min_score, chosen.min_normalised_score)
     return pc.or_(pa.chunked_array([looked_at]), is_suspicious(pairs, calibration))
 
 

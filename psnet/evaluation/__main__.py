@@ -24,6 +24,7 @@ from psnet.evaluation.tables import Table, write_tables
 from psnet.regions import GROUPS
 from psnet.train.asen_settings import AsenSettings
 
+_BY_DESIGN = "Intervals by design, whose copies are no independent cases (Wilson's at the effective number)."
 # Detections behind the precision-recall curve of AP.
 _LEAST_SCORE = 0.05
 # Photographs and queries on one picture.
@@ -93,7 +94,7 @@ def measure_retrieval(session: Session) -> list[Table]:
             f"in the first {k}": retrieval.recall_by_class(benchmark, results, k) for k in retrieval.CUTOFFS
         }
         note = (
-            "Share of plagiarised copies with fewer items of other designs before them; Wilson intervals. "
+            "Share of plagiarised copies with fewer items of other designs before them. {_BY_DESIGN} "
             f"{_KINDS_NOTE}"
         )
         tables.append(
@@ -126,7 +127,7 @@ def measure_plagiarism(session: Session) -> list[Table]:
         note = (
             f"{_stands_on(benchmark)} Suspects: calibrated thresholds, verdict identical or plagiarised, "
             "other seller. Right relation: of the listed pairs of the truth. Features alone: without the "
-            "look at the photographs of likely pairs. Intervals: Wilson, for IoU bootstrap."
+            f"look at the photographs of likely pairs. {_BY_DESIGN}"
         )
         tables.append(plagiarism.verdict_table(f"Verdicts: {where}", note, verdicts))
         note = "Original against copy, whatever the score. Rows: what was modified in truth."
@@ -140,7 +141,7 @@ def measure_plagiarism(session: Session) -> list[Table]:
         }
         note = (
             "Share of identical and plagiarised copies on the list of suspects, and of those whose "
-            "photograph can be laid upon the original's; Wilson intervals. "
+            "photograph can be laid upon the original's. {_BY_DESIGN} "
             f"{_KINDS_NOTE}"
         )
         title = f"{session.title(main)}, copies listed by kind: {where}"
@@ -219,8 +220,8 @@ def measure_photographs(session: Session) -> list[Table]:
             f"The photographs of {copies:,} identical and plagiarised copies changed in one way more; "
             "every copy, the unchanged ones too, has another background, pose, light and camera than its "
             f"original. In the first {photographic.CUTOFF}: plagiarised copies with fewer items of other "
-            "designs before them; on the list: identical and plagiarised copies among the suspects. Shares: "
-            "Wilson; differences to the first row: copy by copy, designs resampled."
+            "designs before them; on the list: identical and plagiarised copies among the suspects. "
+            f"Differences to the first row: copy by copy. {_BY_DESIGN}"
         )
         title = f"{session.title(session.settings.main)}, changes of the photograph: {benchmark.name}"
         tables.append(photographic.change_table(title, note, hits, session.settings.seed))

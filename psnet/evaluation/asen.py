@@ -21,7 +21,7 @@ from psnet.asen_attention import attention_inside
 from psnet.asen_predictor import AttributePredictor
 from psnet.asen_weights import asen_tag, load_asen, read_asen
 from psnet.config import ConfigError, digest
-from psnet.crops import GARMENT_MARGIN, expand
+from psnet.crops import GARMENT_MARGIN, expand, whole_frame
 from psnet.data import zappos
 from psnet.data.attributes import AttributeRanking, read_ranking
 from psnet.data.labels import read_any_labels
@@ -171,9 +171,10 @@ def attention_table(session: AsenSession) -> Table:
     settings, garments = session.settings, session.photographs
     rows: list[tuple[Cell, ...]] = []
     region_mask = torch.from_numpy(session.ranking.images.meta.region_mask())
-    regions = torch.from_numpy(np.stack([regions_in_frame(garment) for garment in garments]))
     for name in session.order:
         model = session.model(name)
+        inside = [regions_in_frame(garment, model.config.fit) for garment in garments]
+        regions = torch.from_numpy(np.stack(inside))
         attention = _attention(AttributePredictor.load(session.folder(name), settings.device), garments)
         if attention is None:
             continue
@@ -184,11 +185,11 @@ def attention_table(session: AsenSession) -> Table:
             seen = known[:, a]
             if not seen.any():
                 continue
-            inside = bootstrap_ratio(mass[seen, a], np.ones(seen.sum()), settings.seed)
+            share = bootstrap_ratio(mass[seen, a], np.ones(seen.sum()), settings.seed)
             times = bootstrap_ratio(mass[seen, a], area[seen, a], settings.seed, cases=int(seen.sum()))
             where = ", ".join(session.ranking.images.meta.regions[attribute])
             cells = (session.title(name), attribute.replace("_", " "), where.replace("_", " "))
-            rows.append((*cells, inside, float(area[seen, a].mean()), times))
+            rows.append((*cells, share, float(area[seen, a].mean()), times))
     return Table(
         "Attention on photographs",
         f"{len(garments):,} hand-labelled photographs, split {settings.split}; the garment's labelled box "
@@ -199,13 +200,15 @@ def attention_table(session: AsenSession) -> Table:
     )
 
 
-def regions_in_frame(garment: LabelledGarment) -> np.ndarray:
-    """Region boxes (5, 4) as shares of the crop that the pipeline makes of the labelled box, NaN where
-    absent."""
+def regions_in_frame(garment: LabelledGarment, fit: str) -> np.ndarray:
+    """Region boxes (5, 4) as shares of what a network that fits pictures by ``fit`` sees of the crop that the
+    pipeline makes of the labelled box, NaN where absent."""
     height, width = garment.read().shape[:2]
     frame = expand(garment.box, GARMENT_MARGIN, width, height)
-    size = np.tile(frame[2:] - frame[:2], 2)
-    return ((garment.region_boxes - np.tile(frame[:2], 2)) / size).astype(np.float32)
+    across, down = (float(v) for v in frame[2:] - frame[:2])
+    seen = whole_frame(across, down, fit) + np.tile(frame[:2], 2)
+    shares = (garment.region_boxes - np.tile(seen[:2], 2)) / np.tile(seen[2:] - seen[:2], 2)
+    return np.clip(shares, 0, 1).astype(np.float32)
 
 
 def _attention(predictor: AttributePredictor, garments: Sequence[LabelledGarment]) -> torch.Tensor | None:
