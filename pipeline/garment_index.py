@@ -260,18 +260,21 @@ class GarmentIndex:
         centroids = self._template.centroids
         if not len(queries):
             return Candidates(*np.empty((3, 0), np.int64))
+        parts = [np.empty((3, 0), np.int64)]
         if centroids is not None:
-            found = [np.empty((3, 0), np.int64)]
+            may: list[np.ndarray | None] = [None] * len(self.shards)
+            if allowed is not None:
+                sizes = [len(shard.vectors) for shard in self.shards]
+                may = [np.isin(np.arange(n), rows) for n, rows in zip(sizes, allowed, strict=True)]
             for start in range(0, len(queries), _ASKED_AT_ONCE):
                 some = queries.take(slice(start, start + _ASKED_AT_ONCE))
-                query, shard, row = self._from_lists(centroids, some, k, scoring, allowed, deeper)
-                found.append(np.stack([start + query, shard, row]))
-            return Candidates(*np.concatenate(found, axis=1))
+                query, shard, row = self._from_lists(centroids, some, k, scoring, may, deeper)
+                parts.append(np.stack([start + query, shard, row]))
+            return Candidates(*np.concatenate(parts, axis=1))
         selected = [
             None if allowed is None else _Rows(len(shard.vectors), allowed[n])
             for n, shard in enumerate(self.shards)
         ]
-        parts = [np.empty((3, 0), np.int64)]
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             at = slice(start, start + _QUERIES_AT_ONCE)
             vectors, owner = self._vectors(queries.take(at), scoring)
@@ -286,16 +289,12 @@ class GarmentIndex:
         queries: Queries,
         k: int,
         scoring: str,
-        allowed: Sequence[np.ndarray] | None,
+        may: Sequence[np.ndarray | None],
         deeper: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         features, weights = self._template.reduce(queries.features), queries.weights
         nprobe = min(deeper * self.manifest.nprobe, centroids.shape[1])
         asked = nearest_lists(centroids, features, nprobe)
-        may: list[np.ndarray | None] = [None] * len(self.shards)
-        if allowed is not None:
-            sizes = [len(shard.vectors) for shard in self.shards]
-            may = [np.isin(np.arange(n), rows) for n, rows in zip(sizes, allowed, strict=True)]
         lists = [shard.lists for shard in self.shards if shard.lists is not None]
         mirrored = queries.mirrored is not None
         value, number = scan_lists(

@@ -298,7 +298,7 @@ def page_data(evidence: Evidence, pictures: Mapping[str, Picture], options: Page
         "changed_thresholds": options.changed_threshold,
         "presets": _presets(options.region_weights),
         "run": _run_summary(evidence),
-        "empty": _empty_message(evidence),
+        "empty": "" if evidence.suspects.num_rows else _empty_message(evidence),
         "notice": _notice(evidence, len(rows)),
         "items": cards.items,
         "garments": cards.garments,

@@ -259,7 +259,8 @@ def explain(
     if direction is not None:
         who = " by another seller" if sellers_known else ""
         if days_later is None:
-            clauses.append(f"offered{who}, the dates do not say who was first".removeprefix("offered, "))
+            offered = f"offered{who}, " if sellers_known else ""
+            clauses.append(f"{offered}the dates do not say who was first")
         elif days_later == 0:
             clauses.append(f"listed on the same day{who}")
         else:

@@ -54,14 +54,13 @@ def measure_landmarks(session: Session) -> list[Table]:
     unsure = session.predictor(session.main, min(_LEAST_SCORE, session.settings.min_score))
     tables = []
     for name, shown in session.photographs.items():
+        found, hardly, given = (
+            landmarks.seen_garments(one, shown, true_boxes=true_boxes)
+            for one, true_boxes in ((predictor, False), (unsure, False), (predictor, True))
+        )
         figures = {
-            title: landmarks.landmark_figures(
-                shown,
-                landmarks.seen_garments(predictor, shown, true_boxes=true_boxes),
-                landmarks.seen_garments(unsure, shown, true_boxes=true_boxes),
-                session.settings.seed,
-            )
-            for title, true_boxes in (("whole chain", False), ("true garment boxes", True))
+            title: landmarks.landmark_figures(shown, seen, every, session.settings.seed)
+            for title, seen, every in (("whole chain", found, hardly), ("true garment boxes", given, given))
         }
         note = (
             f"Model {predictor.tag}, {len(shown):,} photographs. Distance over the longer side of the "
@@ -94,7 +93,7 @@ def measure_retrieval(session: Session) -> list[Table]:
             f"in the first {k}": retrieval.recall_by_class(benchmark, results, k) for k in retrieval.CUTOFFS
         }
         note = (
-            "Share of plagiarised copies with fewer items of other designs before them. {_BY_DESIGN} "
+            f"Share of plagiarised copies with fewer items of other designs before them. {_BY_DESIGN} "
             f"{_KINDS_NOTE}"
         )
         tables.append(
@@ -141,7 +140,7 @@ def measure_plagiarism(session: Session) -> list[Table]:
         }
         note = (
             "Share of identical and plagiarised copies on the list of suspects, and of those whose "
-            "photograph can be laid upon the original's. {_BY_DESIGN} "
+            f"photograph can be laid upon the original's. {_BY_DESIGN} "
             f"{_KINDS_NOTE}"
         )
         title = f"{session.title(main)}, copies listed by kind: {where}"

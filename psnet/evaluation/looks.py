@@ -15,7 +15,7 @@ _AT_HAND = 256
 
 
 Known = dict[tuple[object, ...], Verification | None]
-"""What was seen of pairs of garments, each named by its item's row and its boxes, and of whether mirrored."""
+"""What was seen of pairs of garments, each named by its item's row and its boxes."""
 
 
 class Looks:

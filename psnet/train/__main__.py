@@ -102,7 +102,7 @@ def load_garments(
     settings: TrainSettings, pseudo_labels: Path | None = None
 ) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
     """Training and held-out garments of all label files, each with its cut-out; those of the file
-    ``pseudo_labels`` are added to the training ones."""
+    ``pseudo_labels`` are added to the training ones, where it is there."""
     every: list[LabelledGarment] = []
     kept: set[Path] = set()
     if settings.label_weights and len(settings.label_weights) != len(settings.labels):
@@ -119,7 +119,7 @@ def load_garments(
     train = [g for g in every if g.image_path.resolve() not in kept]
     if not train:
         raise ConfigError("labels: no garment to train on; name label files with --set labels=[...]")
-    if pseudo_labels is not None:
+    if pseudo_labels is not None and pseudo_labels.exists():
         train += _with_masks(settings, pseudo_labels, settings.pseudo_weight)
     return train, held
 
@@ -314,15 +314,7 @@ def _with_pseudo_labels(
             predictor, images, path, settings.pseudo_score, settings.pseudo_presence, settings.pseudo_group
         )
         print(f"{count} of {len(images)} unlabelled photographs labelled: {path}", flush=True)
-    return load_garments(settings, path if path.exists() else None)
-
-
-def _with_first_pseudo_labels(
-    settings: TrainSettings,
-) -> tuple[list[LabelledGarment], list[LabelledGarment]]:
-    """``load_garments`` with the labels of the part self-training, where there has been one."""
-    path = _pseudo_labels(settings, 1)
-    return load_garments(settings, path if path.exists() else None)
+    return load_garments(settings, path)
 
 
 def _proposer(settings: TrainSettings) -> Predictor:
@@ -357,7 +349,7 @@ def train_edited(settings: TrainSettings) -> None:
 
 
 def train_retrieval(settings: TrainSettings) -> None:
-    train, held = _with_first_pseudo_labels(settings)
+    train, held = load_garments(settings, _pseudo_labels(settings, 1))
     model = build_retrieval_branch(settings.model)
     if settings.model.retrieval != "crop":
         _start_from_landmarks(model, settings)
@@ -384,7 +376,7 @@ def train_copies(settings: TrainSettings) -> None:
         raise ConfigError(
             "copies: can only be read for a branch with a crop per region (model.retrieval: crop)"
         )
-    train, held = _with_first_pseudo_labels(settings)
+    train, held = load_garments(settings, _pseudo_labels(settings, 1))
     out, seed, side = Path(settings.out), settings.seed + 3, settings.model.region_side
     before, model = out / "copies" / RETRIEVAL_FILE, build_retrieval_branch(settings.model)
     load_part(model, before if before.exists() else out / RETRIEVAL_FILE)

@@ -280,6 +280,7 @@ def test_the_command_prints_its_tables(data, tmp_path, capsys):
     assert main(["retrieval", "--config", str(config), "--set", "limit=1"]) == 0
     out = capsys.readouterr().out
     assert "10 photographs, 1 queries" in out and "paper: Top-20" in out
+    assert "Intervals by design" in out
 
 
 def test_mistakes_are_one_line(data, tmp_path, capsys):
