@@ -37,6 +37,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Further than the softening of a region's edge reaches, px.
+_BLUR_REACH = (-8, -8, 8, 8)
+
+
 def region_mask(subject: Subject, region: str) -> np.ndarray:
     """(H, W) float in 0…1, softly 1 on the cloth of ``region``: its box, less the parts that overlap it."""
     height, width = subject.pixels.shape[:2]
@@ -69,7 +73,11 @@ def region_mask(subject: Subject, region: str) -> np.ndarray:
     if subject.mask is not None:
         cloth = np.asarray(picture, np.float32) * (subject.mask > 127)
         picture = Image.fromarray(cloth.astype(np.uint8))
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(1.2)), np.float32) / 255
+    extent = picture.getbbox()
+    if extent is not None:  # the rest of the picture stays as it is, black
+        around = np.clip(np.add(extent, _BLUR_REACH), 0, [width, height, width, height]).tolist()
+        picture.paste(picture.crop(around).filter(ImageFilter.GaussianBlur(1.2)), tuple(around[:2]))
+    return np.asarray(picture, np.float32) / 255
 
 
 def _vivid(rng: np.random.Generator) -> np.ndarray:

@@ -242,28 +242,31 @@ def rephotograph(
         warp = replace(warp, shifts=_bends(rng, camera.bend) * scale * np.array([box_w, box_h]))
     size = (frame_w, frame_h)
 
-    def taken(image: Image.Image) -> Image.Image:
-        return warped(image, size, warp.back, pieces=_PIECES)
+    def taken(beside: Image.Image) -> tuple[Image.Image, Image.Image]:
+        """The subject and a picture in grey of its size, as the camera sees them, at the price of one."""
+        bands = Image.merge("CMYK", [*Image.fromarray(subject.pixels).split(), beside])
+        *colours, grey = warped(bands, size, warp.back, pieces=_PIECES).split()
+        return Image.merge("RGB", colours), grey
 
     alpha: Image.Image | None = None
     fill = tuple(int(v) for v in np.median(subject.pixels.reshape(-1, 3)[::97], 0))
-    source = Image.fromarray(subject.pixels)
     if subject.mask is not None and rng.random() < camera.new_background:
         ground = make_background(rng, size, other)
-        alpha = taken(Image.fromarray(subject.mask)).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1)))
+        source, alpha = taken(Image.fromarray(subject.mask))
+        alpha = alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1)))
         if rng.random() < 0.6:
             shade = alpha.filter(ImageFilter.GaussianBlur(rng.uniform(2, 9)))
             dx, dy = (int(v) for v in rng.integers(-6, 7, 2))
             depth = float(rng.uniform(0.1, 0.6))
             shade = ImageChops.offset(shade, dx, dy).point([round(255 - depth * v) for v in range(256)])
             ground = ImageChops.multiply(ground, shade.convert("RGB"))
-        picture = Image.composite(taken(source), ground, alpha)
+        picture = Image.composite(source, ground, alpha)
     else:
         if subject.mask is not None:
-            alpha = taken(Image.fromarray(subject.mask))
-        inside = taken(Image.new("L", (width, height), 255))
+            alpha = warped(Image.fromarray(subject.mask), size, warp.back, pieces=_PIECES)
+        source, inside = taken(Image.new("L", (width, height), 255))
         ground = Image.new("RGB", size, fill)
-        picture = Image.composite(taken(source), ground, inside)
+        picture = Image.composite(source, ground, inside)
 
     points = subject.landmarks.copy()
     points[:, :2] = warp.place(points[:, :2])

@@ -63,7 +63,7 @@ class _Indexed(Dataset[dict[str, Tensor]]):
         self.samples, self.first, self.last = samples, first, last
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return max(self.last - self.first, 0)  # a run may have gone further than is asked for now
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.samples.sample(self.first + index)

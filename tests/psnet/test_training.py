@@ -75,6 +75,15 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path):
     assert abs(whole.weight.item() - 3) < 0.1 and abs(whole.bias.item() + 1) < 0.1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_of_fewer_steps_than_were_trained_has_nothing_to_do(tmp_path, workers):
+    whole = fit(line_model(), Line(), line_loss, tmp_path, SETTINGS)
+    fewer = dataclasses.replace(SETTINGS, steps=20, workers=workers)
+    again = fit(line_model(), Line(), line_loss, tmp_path, fewer)
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def plain_contrast(features, design, temperature):
     """The loss of one region, written as the paper of Khosla et al. has it."""
     items = [
