@@ -30,8 +30,8 @@ Garment = tuple[str, int]
 
 @dataclass(frozen=True)
 class Attributes:
-    """``names`` of the attributes, and the cosine from which two garments agree in each (inf: never
-    said)."""
+    """``names`` of the attributes, and the cosine from which two garments agree in each; inf where the
+    weights do not say, and nobody can tell."""
 
     names: tuple[str, ...]
     thresholds: np.ndarray
@@ -46,7 +46,7 @@ class Attributes:
 @dataclass(frozen=True)
 class Agreement:
     """Of one pair: names of the attributes in which it agrees and differs, the mean ``similarity`` (cosine)
-    and the ``share`` of attributes that agree."""
+    of all, and the ``share`` that agrees of those that can be told; a half where none can."""
 
     agreeing: tuple[str, ...]
     differing: tuple[str, ...]
@@ -54,7 +54,8 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        return len(self.agreeing) / max(len(self.agreeing) + len(self.differing), 1)
+        told = len(self.agreeing) + len(self.differing)
+        return len(self.agreeing) / told if told else 0.5
 
 
 def read_attributes(run: RunDirectory, settings: Settings) -> Attributes:
@@ -87,11 +88,12 @@ def read_attributes(run: RunDirectory, settings: Settings) -> Attributes:
 
 
 def read_embeddings(
-    run: RunDirectory, pictures: Iterable[str] | None, count: int
+    run: RunDirectory, pictures: Iterable[str] | None, count: int, place: int | None = None
 ) -> dict[Garment, np.ndarray]:
-    """Embeddings (count, d) float32 of the garments of these pictures (None: of all).
+    """Embeddings (count, d) float32 of the garments of these pictures (None: of all); with ``place`` that of
+    one attribute alone, (d,).
 
-    Memory is O(garments asked for).
+    Memory is O(garments and attributes asked for).
     """
     chosen = None if pictures is None else pa.array(sorted(set(pictures)), pa.string())
     found: dict[Garment, np.ndarray] = {}
@@ -102,7 +104,8 @@ def read_embeddings(
             rows = rows.filter(pc.is_in(rows["image_sha256"], value_set=chosen))
         for row in rows.to_pylist():
             key = (row["image_sha256"], row["garment_index"])
-            found[key] = unpack_attributes(row["attributes"], count)
+            embeddings = unpack_attributes(row["attributes"], count)
+            found[key] = embeddings if place is None else embeddings[place].copy()
     return found
 
 
@@ -116,15 +119,23 @@ def agreements(
             out.append(None)
             continue
         cosines = (embeddings[a] * embeddings[b]).sum(-1)
-        agree = cosines >= attributes.thresholds
+        answers = [
+            (name, _agrees(cosine, threshold))
+            for name, cosine, threshold in zip(attributes.names, cosines, attributes.thresholds, strict=True)
+        ]
         out.append(
             Agreement(
-                tuple(name for name, yes in zip(attributes.names, agree, strict=True) if yes),
-                tuple(name for name, yes in zip(attributes.names, agree, strict=True) if not yes),
+                tuple(name for name, agrees in answers if agrees is True),
+                tuple(name for name, agrees in answers if agrees is False),
                 float(cosines.mean()),
             )
         )
     return out
+
+
+def _agrees(cosine: float, threshold: float) -> bool | None:
+    """None where the threshold does not say."""
+    return bool(cosine >= threshold) if np.isfinite(threshold) else None
 
 
 def reranked(
@@ -140,12 +151,13 @@ def reranked(
 
 @dataclass(frozen=True)
 class Similar:
-    """An item whose garment is alike in one attribute; ``agrees``: the cosine reaches the threshold."""
+    """An item whose garment is alike in one attribute; ``agrees``: the cosine reaches the threshold; None
+    where the weights have none."""
 
     item_id: str
     title: str
     cosine: float
-    agrees: bool
+    agrees: bool | None
 
 
 def similar(
@@ -164,8 +176,8 @@ def similar(
     if asked is None:
         raise UserError(f"{run.path}: no item {item_id!r} in this run's catalogue")
     of_picture: dict[str, list[np.ndarray]] = {}
-    for (picture, _), embedding in read_embeddings(run, None, len(attributes.names)).items():
-        of_picture.setdefault(picture, []).append(embedding[place])
+    for (picture, _), embedding in read_embeddings(run, None, len(attributes.names), place).items():
+        of_picture.setdefault(picture, []).append(embedding)
     query = of_picture.get(asked["image_sha256"])
     if not query:
         raise UserError(f"{run.path}: item {item_id!r} has no garment")
@@ -174,6 +186,6 @@ def similar(
         others = of_picture.get(item["image_sha256"])
         if item["item_id"] != item_id and others:
             cosine = float((np.stack(query) @ np.stack(others).T).max())
-            agrees = cosine >= attributes.thresholds[place]
-            found.append(Similar(item["item_id"], item["title"], cosine, bool(agrees)))
+            agrees = _agrees(cosine, attributes.thresholds[place])
+            found.append(Similar(item["item_id"], item["title"], cosine, agrees))
     return sorted(found, key=lambda one: (-one.cosine, one.item_id))[:limit]

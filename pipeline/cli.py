@@ -267,6 +267,7 @@ def similar(
     ],
     run: Annotated[Path, typer.Option("--in", metavar="RUN", help="Run directory with attributes.")],
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Items to list.")] = 20,
+    overrides: SetOption = None,
 ) -> None:
     """List the items whose garments are most alike in one attribute: the same collar, whatever the rest.
 
@@ -278,9 +279,10 @@ def similar(
     directory = _existing(run)
     from pipeline.attributes import similar as find_similar
 
-    settings = _settings(None, None, directory.read().get("config"))
+    settings = _settings(None, overrides, directory.read().get("config"))
     found = find_similar(directory, settings, item, attribute, limit)
-    rows = [[one.item_id, f"{one.cosine:.3f}", "yes" if one.agrees else "no", one.title] for one in found]
+    said = {True: "yes", False: "no", None: "-"}
+    rows = [[one.item_id, f"{one.cosine:.3f}", said[one.agrees], one.title] for one in found]
     _print_table(f"{attribute} of {item}", ["item", "cosine", "agrees", "title"], rows)
 
 

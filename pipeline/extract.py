@@ -752,6 +752,8 @@ def _check_finite(garments: Sequence[Garment]) -> None:
         for name in ("box", "landmarks", "region_boxes", "features", "mirrored_features"):
             if not np.isfinite(getattr(garment, name)).all():
                 raise ValueError(f"the model gave {name} that are not finite")
+        if garment.attributes is not None and not np.isfinite(garment.attributes).all():
+            raise ValueError("the model gave attributes that are not finite")
 
 
 def _in_original_pixels(garments: Sequence[Garment], read: _Read, pixels: np.ndarray) -> list[Garment]:

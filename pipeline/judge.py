@@ -22,10 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.attributes import Agreement, agreements, read_attributes, read_embeddings, reranked
+from pipeline.attributes import (
+    Agreement,
+    Attributes,
+    agreements,
+    read_attributes,
+    read_embeddings,
+    reranked,
+)
 from pipeline.calibration import load_calibration
 from pipeline.dismissed import read_dismissed
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 from pipeline.extract import garment_shards
 from pipeline.items import Items, exclusion
 from pipeline.match import read_background
@@ -64,6 +71,19 @@ WEIGHED_SCHEMA: pa.Schema = pa.schema(
 ``cos_mirrored``: the cosines are those of the flipped comparison, which the photographs may contradict."""
 
 
+def _attributes(run: RunDirectory, settings: Settings) -> Attributes | None:
+    """What suspects are ranked anew by. Raises UserError where that is wanted and cannot be."""
+    if settings.rerank != "asen":
+        return None
+    attributes = read_attributes(run, settings)
+    if not np.isfinite(attributes.thresholds).any():
+        raise UserError(
+            f"{run.path}: its attributes' weights have no thresholds (asen.json), so nothing says which garments "
+            "agree; use weights of `psnet train asen` on labelled images, or rerank=none"
+        )
+    return attributes
+
+
 def judge(run: RunDirectory, settings: Settings) -> None:
     """RUN/suspects.parquet and suspects.csv.
 
@@ -75,11 +95,13 @@ def judge(run: RunDirectory, settings: Settings) -> None:
     listed = settings.judge.dismissed
     dismissed = {one.pair for one in read_dismissed(Path(listed))} if listed else set()
     originals = _originals(run)
+    attributes = _attributes(run, settings)
     inputs = inputs_digest(
         run.require_current("crawl"),
         run.require_current("verify"),
         digest(settings.judge, results_only=True),
         settings.rerank,
+        *([] if attributes is None else map(str, attributes.thresholds.tolist())),
         calibration.to_json(),
         *sorted("\n".join(sorted(pair)) for pair in dismissed),
         *sorted(originals),
@@ -102,8 +124,7 @@ def judge(run: RunDirectory, settings: Settings) -> None:
         reported = ranked[: settings.judge.max_suspects]
         pictures = {items[name]["image_sha256"] for one in reported for name in (one.original, one.suspect)}
         said: Sequence[Agreement | None] = [None] * len(reported)
-        if settings.rerank == "asen":
-            attributes = read_attributes(run, settings)
+        if attributes is not None:
             embeddings = read_embeddings(run, pictures, len(attributes.names))
             said = agreements([one.garments(items) for one in reported], embeddings, attributes)
             order = reranked([one.pair[settings.judge.rank_by] for one in reported], said)

@@ -13,7 +13,8 @@ def attention_inside(attention: Tensor, regions: Tensor, mask: Tensor) -> tuple[
     (n, attributes) and whether the image has any region of the attribute.
     """
     cover, there = _cover(regions, *attention.shape[-2:])
-    # Regions overlap: what lies in two of them counts once.
+    # Regions overlap: what lies in two of them counts once. Of a cell that two adjoining ones share, the
+    # larger share counts.
     joined = torch.einsum("nrhw,ar->narhw", cover, mask.to(cover.dtype)).amax(2)
     return (joined * attention).sum((-2, -1)), (there[:, None] & mask).any(-1)
 

@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.checkpoint, meta.names, dict(zip(meta.names, meta.values, strict=True))
         )
         save_asen(model, arguments.out, provenance={"checkpoint": arguments.checkpoint.name})
-    except (WeightsError, AttributeDataError) as error:
+    except (WeightsError, AttributeDataError, OSError) as error:
         print(f"psnet.asen_weights: {error}", file=sys.stderr)
         return 2
     print(arguments.out)

@@ -22,6 +22,8 @@ class Backbone(nn.Module):
 
     For HRNet the raw branches (timm's feature location "") are fused, as in HRNetV2's representation head:
     all scales resampled to stride 8, concatenated, one 1 × 1 convolution to ``channels``.
+
+    Raises ValueError where timm has no such model, or none with feature maps.
     """
 
     STRIDE = 8
@@ -31,7 +33,10 @@ class Backbone(nn.Module):
     def __init__(self, name: str = "hrnet_w18_small", channels: int = 1024, pretrained: bool = False) -> None:
         super().__init__()
         options: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
-        trunk: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        try:
+            trunk: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        except RuntimeError as error:  # an unknown name; or a hub's, which is told as it is
+            raise ValueError(f"backbone {name!r}: {error}") from None
         self.trunk: nn.Module = trunk
         info = trunk.feature_info.get_dicts()
         self.used = [i for i, entry in enumerate(info) if entry["reduction"] >= 4]

@@ -9,8 +9,11 @@ import torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is the GPU when there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """ "auto" is the GPU when there is one. Raises ValueError for a name that torch does not know."""
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r}: choose auto, cpu, cuda or cuda:N") from None
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

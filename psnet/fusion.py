@@ -18,7 +18,8 @@ def fold_batch_norm(module: nn.Module) -> None:
     children = list(module.named_children())
     for (name, first), (next_name, second) in pairwise(children):
         alike = name.replace("conv", "") == next_name.replace("bn", "")
-        if not isinstance(second, nn.BatchNorm2d) or not (isinstance(module, nn.Sequential) or alike):
+        # Not its subclasses: timm's with an activation would lose it.
+        if type(second) is not nn.BatchNorm2d or not (isinstance(module, nn.Sequential) or alike):
             continue
         if isinstance(first, nn.ConvTranspose2d):
             setattr(module, name, fuse_conv_bn_eval(first, second, transpose=True))

@@ -14,7 +14,8 @@ def pool_regions(features: Tensor, boxes: Tensor, size: int, stride: float) -> T
     -> (n, 5, c, size, size). roi_align with aligned=True: pixel centres, no half-cell shift.
     """
     n, r = boxes.shape[:2]
-    index = torch.arange(n, device=boxes.device, dtype=features.dtype).repeat_interleave(r).unsqueeze(1)
-    rois = torch.cat([index, boxes.reshape(-1, 4).to(features.dtype)], 1)
-    pooled = roi_align(features, rois, size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+    # In float32: a half-precision map's type holds neither garment 257 nor a quarter of a pixel.
+    index = torch.arange(n, device=boxes.device, dtype=torch.float32).repeat_interleave(r).unsqueeze(1)
+    rois = torch.cat([index, boxes.reshape(-1, 4).float()], 1)
+    pooled = roi_align(features.float(), rois, size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
     return pooled.reshape(n, r, *pooled.shape[1:])

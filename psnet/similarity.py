@@ -217,6 +217,8 @@ def levels_of(score: np.ndarray, quantile: float = BACKGROUND_QUANTILE) -> np.nd
     Returns:
         (n,) of the scores' type, 0 where there is nothing to compare with.
     """
+    if not score.shape[1]:
+        return np.zeros(len(score), score.dtype)
     count = np.isfinite(score).sum(1)
     place = score.shape[1] - count + level_rank(count, quantile)
     value = np.take_along_axis(np.sort(score, axis=1), place[:, None], axis=1)[:, 0]

@@ -104,21 +104,22 @@ def read_meta(root: Path, dataset: str) -> AttributeMeta:
     try:
         names = tuple(str(name) for name in entry["ATTRIBUTES"])
         counts = [int(entry["ATTRIBUTES_NUM"][name]) for name in names]
+        named = dict(entry.get("ATTRIBUTES_VALUES", {}))
+        regions = {name: tuple(where) for name, where in dict(entry.get("ATTRIBUTES_REGIONS", {})).items()}
+        values = tuple(
+            tuple(map(str, named.get(name, range(count)))) for name, count in zip(names, counts, strict=True)
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise AttributeDataError(
             f"{path}: {dataset} needs ATTRIBUTES, a list of names, and ATTRIBUTES_NUM, the number of "
-            f"values of each ({error!r})"
+            "values of each; ATTRIBUTES_VALUES and ATTRIBUTES_REGIONS, where there are any, are lists by "
+            f"name ({error!r})"
         ) from None
-    named = entry.get("ATTRIBUTES_VALUES", {})
-    values = tuple(
-        tuple(map(str, named.get(name, range(count)))) for name, count in zip(names, counts, strict=True)
-    )
     for name, count, known in zip(names, counts, values, strict=True):
         if len(known) != count:
             raise AttributeDataError(
                 f"{path}: {dataset}, {name}: {count} values, but {len(known)} names of them"
             )
-    regions = {name: tuple(where) for name, where in entry.get("ATTRIBUTES_REGIONS", {}).items()}
     return AttributeMeta(dataset, names, values, regions)
 
 

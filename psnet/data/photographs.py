@@ -25,13 +25,22 @@ from psnet.registration import load_opencv
 from psnet.taxonomy import Taxonomy
 
 
+def load_pixels(path: Path, mode: str = "RGB") -> np.ndarray:
+    """The picture, (H, W, 3) uint8, or (H, W) for mode "L". Raises ValueError when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert(mode))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: no image that can be read ({reason})") from None
+
+
 @functools.lru_cache(
     maxsize=4096
 )  # a training set of small photographs fits into memory, and decoding costs as much as warping
 def read_pixels(path: Path, mode: str = "RGB") -> np.ndarray:
-    """The picture as an array that must not be written to: (H, W, 3) uint8, or (H, W) for mode "L"."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert(mode))
+    """`load_pixels`, an array that must not be written to."""
+    pixels = load_pixels(path, mode)
     pixels.flags.writeable = False
     return pixels
 

@@ -23,7 +23,7 @@ from psnet.asen_weights import asen_tag, load_asen, read_asen
 from psnet.config import ConfigError, digest
 from psnet.crops import GARMENT_MARGIN, expand, whole_frame
 from psnet.data import zappos
-from psnet.data.attributes import AttributeRanking, read_ranking
+from psnet.data.attributes import AttributeRanking, read_meta, read_ranking
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment
 from psnet.device import resolve_device
@@ -62,10 +62,24 @@ class AsenSession:
         return Path(self.settings.out) / name
 
     def model(self, name: str) -> AttributeNetwork:
-        """The trained network. Raises WeightsError when it has not been trained."""
+        """The trained network. Raises WeightsError when it has not been trained, ConfigError when it was on
+        other attributes than those of the data set."""
         if name not in self._models:
-            self._models[name] = load_asen(self.folder(name)).to(resolve_device(self.settings.device))
+            model, asked = load_asen(self.folder(name)), self.attributes
+            if model.config.attributes != asked:
+                raise ConfigError(
+                    f"out: {self.folder(name)} was trained on {', '.join(model.config.attributes)}; "
+                    f"{self.settings.dataset} has {', '.join(asked)}"
+                )
+            self._models[name] = model.to(resolve_device(self.settings.device))
         return self._models[name]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Of the data set."""
+        if self.settings.dataset == zappos.DATASET:
+            return zappos.ATTRIBUTES
+        return read_meta(Path(self.settings.root), self.settings.dataset).names
 
     def title(self, name: str) -> str:
         """How tables call a method."""
@@ -112,9 +126,12 @@ def ranking_tables(session: AsenSession) -> list[Table]:
     """mAP per attribute and overall, triplet accuracy, and how much better the main method is than each."""
     meta, scores, seed = session.ranking.images.meta, session.scores, session.settings.seed
     asked, offered = len(session.ranking.queries), len(session.ranking.candidates)
+    # The others have no candidate of their value, or no other.
+    scored = len(scores[session.settings.main].precision)
+    of = f" of {asked:,}" if scored < asked else ""
     stands_on = (
-        f"{session.settings.dataset}, split test: {len(session.ranking.images.paths):,} images, {asked:,} "
-        f"queries, {offered:,} candidates. A query ranks the candidates of its attribute by cosine; "
+        f"{session.settings.dataset}, split test: {len(session.ranking.images.paths):,} images, "
+        f"{scored:,}{of} queries, {offered:,} candidates. A query ranks the candidates of its attribute by cosine; "
         "relevant: those of its value. 95 % intervals: photographs resampled."
     )
     columns = ("method", "overall", *(name.replace("_", " ") for name in meta.names))

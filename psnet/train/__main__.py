@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from psnet.comparison import RegionComparison
-from psnet.config import ConfigError, add_options, load_options
+from psnet.config import ConfigError, add_options, as_dict, load_options
 from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
@@ -53,7 +53,7 @@ from psnet.train.landmarks import (
     landmark_figures,
     landmark_loss,
 )
-from psnet.train.loop import LoopSettings, Samples, fit
+from psnet.train.loop import LoopSettings, Samples, fit, trained_steps
 from psnet.train.pseudo import category_evidence, write_pseudo_labels
 from psnet.train.region_weights import (
     fit_average_precision,
@@ -211,6 +211,11 @@ def _loop(settings: TrainSettings, part: LoopSettings) -> LoopSettings:
     )
 
 
+def _course(settings: TrainSettings, train: Sequence[LabelledGarment], **more: object) -> dict[str, object]:
+    """What besides the schedule decides a part's outcome, as `fit` asks."""
+    return {"model": as_dict(settings.model), "garments": len(train), **more}
+
+
 def train_detector(settings: TrainSettings) -> None:
     model = build_detector(settings.model.detector)
     _fit_detector(settings, model, "detector", settings.detector, settings.seed)
@@ -236,6 +241,7 @@ def _fit_detector(
         _loop(settings, schedule),
         lambda m: _figures(judged, lambda shown: detector_figures(m, shown, empty[:HELD_EMPTY])),
         collate,
+        _course(settings, train, empty=len(empty), edited=edited),
     )
     save_part(model, out / DETECTOR_FILE)
 
@@ -280,6 +286,7 @@ def _fit_landmarks(
         out / name,
         _loop(settings, schedule),
         lambda m: _figures(judged, lambda seen: landmark_figures(m, seen, side, empty[:HELD_EMPTY])),
+        course=_course(settings, train, empty=len(empty), edited=edited),
     )
     save_part(model, out / LANDMARKS_FILE)
 
@@ -363,6 +370,13 @@ def train_retrieval(settings: TrainSettings) -> None:
         out / "retrieval",
         _loop(settings, settings.retrieval),
         lambda m: retrieval_figures(m, batch, codec),
+        course=_course(
+            settings,
+            train,
+            retrieval_loss=settings.retrieval_loss,
+            temperature=settings.temperature,
+            box_noise=settings.box_noise,
+        ),
     )
     save_part(model, out / RETRIEVAL_FILE)
 
@@ -398,6 +412,15 @@ def train_copies(settings: TrainSettings) -> None:
         out / "copies",
         _loop(settings, settings.copies_retrieval),
         lambda m: retrieval_figures(m, batch, codec),
+        course=_course(
+            settings,
+            train,
+            retrieval_loss=settings.retrieval_loss,
+            temperature=settings.temperature,
+            box_noise=settings.box_noise,
+            fall_weight=settings.fall_weight,
+            copies_share=settings.copies_share if settings.copies else 0.0,
+        ),
     )
     end = model.cpu().state_dict()
     way = settings.copies_step
@@ -550,6 +573,7 @@ def train_comparison(settings: TrainSettings) -> None:
         out / "comparison",
         _loop(settings, settings.comparison),
         lambda m: comparison_figures(m, batch),
+        course=_course(settings, train),
     )
     save_part(model, out / COMPARISON_FILE)
 
@@ -583,20 +607,7 @@ def fit_calibration(settings: TrainSettings) -> None:
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")
     print(calibration.to_json())
-    trained = {
-        part: getattr(settings, part).steps
-        for part in (
-            "detector",
-            "landmarks",
-            "self_training",
-            "edited_detector",
-            "edited_landmarks",
-            "edited_again",
-            "retrieval",
-            "copies_retrieval",
-            "comparison",
-        )
-    }
+    trained = {part.name: steps for part in sorted(out.iterdir()) if (steps := trained_steps(part))}
     provenance = {
         "steps": trained,
         "seed": settings.seed,

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from psnet.asen import AnySize, AsenConfig, AttributeNetwork, AttributeOutput, ResNetTrunk, build_asen
 from psnet.asen_attention import attention_inside
 from psnet.asen_weights import save_asen
-from psnet.config import ConfigError
+from psnet.config import ConfigError, as_dict
 from psnet.data.attributes import UNLABELLED, AttributeMeta
 from psnet.train.asen_data import ROLES, AttributeData, TripletSamples, load_data
 from psnet.train.asen_settings import AsenSettings, Method, read_methods
-from psnet.train.loop import fit
+from psnet.train.loop import fit, trained_steps
 from psnet.weights import load_psnet
 
 
@@ -111,6 +111,10 @@ def train_asen(settings: AsenSettings) -> None:
         ValueError: a mistake in the settings or the data, one line.
     """
     methods = read_methods(settings)
+    if settings.triplets == "drawn" and settings.loop.batch % ROLES:
+        raise ConfigError(
+            f"loop.batch: counts images, {ROLES} a triplet: a multiple of {ROLES}, not {settings.loop.batch}"
+        )
     data = load_data(settings)
     for name, method in methods.items():
         print(f"{name}: {method}", flush=True)
@@ -132,8 +136,20 @@ def _train_method(settings: AsenSettings, name: str, method: Method, data: Attri
     samples = TripletSamples(
         data.images, data.triplets(settings.seed), config, settings.seed, settings.augment
     )
-    fit(model, samples, attribute_loss(settings, method, meta.region_mask()), out, loop, figures)
-    provenance = {"dataset": settings.dataset, "steps": loop.steps, "seed": settings.seed, **figures(model)}
+    course = {
+        "config": as_dict(config),
+        "dataset": settings.dataset,
+        "images": len(data.images.paths),
+        "start": settings.start,
+        "margin": settings.margin,
+        "triplets": settings.triplets,
+        "augment": settings.augment,
+        "guidance": method.guidance,
+    }
+    loss = attribute_loss(settings, method, meta.region_mask())
+    fit(model, samples, loss, out, loop, figures, course=course)
+    steps = trained_steps(out)
+    provenance = {"dataset": settings.dataset, "steps": steps, "seed": settings.seed, **figures(model)}
     save_asen(model, out, data.thresholds(model, settings.precision), provenance)
 
 

@@ -156,6 +156,8 @@ class LabelledData:
         root, missing = Path(settings.root), settings.skip_missing
         self.images = read_training(root, settings.dataset, skip_missing=missing)
         self.held = read_ranking(root, settings.dataset, "valid", skip_missing=missing)
+        if not len(self.held.queries) or not len(self.held.candidates):
+            raise AttributeDataError(f"{root / settings.dataset}: no queries or candidates of split valid")
 
     def triplets(self, seed: int) -> Triplets:
         return BalancedTriplets(self.images, seed)

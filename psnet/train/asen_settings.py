@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from psnet.config import ConfigError, bounded, load_config
-from psnet.train.loop import LoopSettings
+from psnet.train.loop import LoopSettings, Precision
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AsenSettings:
     augment: float = bounded(0.0, 0, 1)
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(steps=300, batch=48, weight_decay=0.0))
     device: str = "auto"
-    precision: str = "float32"
+    precision: Precision = "float32"
     seed: int = 0
     labels: str | None = None
     split: str = "test"

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from psnet.data.photographs import LabelledGarment
+from psnet.data.photographs import LabelledGarment, load_pixels
 from psnet.data.rephotograph import CameraRange, rephotograph
 from psnet.predictor import Garment, Predictor
 from psnet.regions import NUM_REGIONS
@@ -382,7 +381,7 @@ def calibrate(
     ``strangers``: pictures and sellers of a catalogue without copies. The thresholds let at most one pair per
     200 items of a catalogue of `CATALOGUE` items pass, counted on the strangers.
     """
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path, _ in strangers]
+    pictures = [load_pixels(path) for path, _ in strangers]
     found = first_garments(predictor, pictures)
     shown = [number for number, garment in enumerate(found) if garment is not None]
     sample = None

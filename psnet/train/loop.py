@@ -12,17 +12,21 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from psnet.device import autocast, resolve_device
+
+Precision = Literal["float32", "bfloat16"]
+"""In which type products run. Not float16: nothing here scales losses, and small gradients would vanish."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class LoopSettings:
     clip: float = 5.0
     workers: int = 1
     threads: int = 1
-    precision: str = "float32"
+    precision: Precision = "float32"
     device: str = "auto"
     seed: int = 0
     checkpoint_every: int = 200
@@ -50,6 +54,21 @@ class LoopSettings:
 
 # More than a run has steps.
 _SEEDS = 10_000_000
+# Of the settings of the loop, those that decide what a number of steps comes to.
+_COURSE = (
+    "batch",
+    "learning_rate",
+    "weight_decay",
+    "warmup",
+    "decay",
+    "decay_every",
+    "average",
+    "clip",
+    "seed",
+)
+# How a loader's process tells what it raised.
+_TRACEBACK = "Original Traceback (most recent call last):"
+_CHECKPOINT = "checkpoint.safetensors"
 
 
 class Samples(Protocol):
@@ -102,21 +121,53 @@ def _unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def _save(
-    path: Path, step: int, model: nn.Module, averaged: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path,
+    metadata: dict[str, str],
+    model: nn.Module,
+    averaged: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"averaged.{k}": v.contiguous() for k, v in averaged.items()}
     tensors |= _pack_optimizer(optimizer)
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step)})
+    save_file(tensors, temporary, metadata=metadata)
     os.replace(temporary, path)
 
 
-def _checkpoint_step(path: Path) -> int:
-    from safetensors import safe_open
+def trained_steps(out: Path) -> int:
+    """How many steps the training in ``out`` has come; 0 where there is none."""
+    path = out / _CHECKPOINT
+    return int(_metadata(path)["step"]) if path.exists() else 0
 
+
+def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as handle:
-        return int(handle.metadata()["step"])
+        return dict(handle.metadata())
+
+
+def _require_same_course(path: Path, course: Mapping[str, Any]) -> None:
+    """Raises ValueError where the checkpoint was trained by other settings; those of before version 0.2 do
+    not say."""
+    before = json.loads(_metadata(path).get("course", "{}"))
+    for key in sorted(before.keys() & course.keys()):
+        if before[key] != course[key]:
+            raise ValueError(
+                f"{path.parent}: was trained with {key} {before[key]}, not {course[key]}; name another out, "
+                "or remove this folder"
+            )
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """The next batch. What a process of the loader raised is said as it was there, without the traceback that
+    came with it."""
+    try:
+        return next(batches)
+    except ValueError as error:
+        if _TRACEBACK not in str(error):
+            raise
+        last = str(error).strip().splitlines()[-1]
+        raise ValueError(last.partition(": ")[2] or last) from None
 
 
 def fit(
@@ -127,11 +178,16 @@ def fit(
     settings: LoopSettings,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     collate: Callable[[list[dict[str, Tensor]]], Any] | None = None,
+    course: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train ``model`` in place; returns it with the averaged weights loaded.
 
     ``loss`` gives named losses, whose sum is minimised. ``out`` receives checkpoint.safetensors, log.jsonl
     and, where tensorboard is installed, its event files; where a checkpoint lies, training goes on from it.
+    ``course``: what besides ``settings`` decides the outcome (plain JSON values).
+
+    Raises:
+        ValueError: the checkpoint comes from another course, or a sample cannot be made.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
@@ -143,11 +199,12 @@ def fit(
         [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=settings.learning_rate,
     )
-    checkpoint = out / "checkpoint.safetensors"
-    first = 0
+    checkpoint = out / _CHECKPOINT
+    first = trained_steps(out)
+    course = {**{key: getattr(settings, key) for key in _COURSE}, **json.loads(json.dumps(course or {}))}
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
     if checkpoint.exists():
-        first = _checkpoint_step(checkpoint)
+        _require_same_course(checkpoint, course)
         tensors = load_file(checkpoint, device=str(device))
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         averaged = {k[9:]: v for k, v in tensors.items() if k.startswith("averaged.")}
@@ -166,7 +223,7 @@ def fit(
     started, counted = time.monotonic(), 0
     batches: Iterator[Any] = iter(loader)
     for step in range(first, settings.steps):
-        batch = next(batches)
+        batch = _next(batches)
         torch.manual_seed(settings.seed * _SEEDS + step)  # the detector draws which proposals it learns from
         batch = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
         for group in optimizer.param_groups:
@@ -194,7 +251,8 @@ def fit(
             log.losses(done, time.monotonic() - started, {k: v / counted for k, v in sums.items()})
             sums, counted = {}, 0
         if done % settings.checkpoint_every == 0 or done == settings.steps:
-            _save(checkpoint, done, model, averaged, optimizer)
+            metadata = {"step": str(done), "course": json.dumps(course)}
+            _save(checkpoint, metadata, model, averaged, optimizer)
             if validate is not None:
                 current = {k: v.detach().clone() for k, v in model.state_dict().items()}
                 model.load_state_dict(averaged)

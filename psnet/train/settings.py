@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from psnet.model import PSNetConfig
-from psnet.train.loop import LoopSettings
+from psnet.train.loop import LoopSettings, Precision
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainSettings:
     holdout: int = 10
     workers: int = 1
     device: str = "auto"
-    precision: str = "float32"
+    precision: Precision = "float32"
     seed: int = 0
     model: PSNetConfig = field(default_factory=PSNetConfig)
     detector: LoopSettings = field(

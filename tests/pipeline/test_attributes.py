@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -188,12 +190,12 @@ def test_suspects_are_ranked_anew_and_say_where_they_agree(run: RunDirectory, ch
             for side in ("original", "suspect")
         )
         same_collar = np.allclose(one[0], other[0], atol=1e-3)
-        # Sleeves always agree by their threshold; the pattern, which has none, never does.
+        # Sleeves always agree by their threshold; of the pattern, which has none, nothing is said.
         assert row["agreeing_attributes"] == [*(["collar"] if same_collar else []), "sleeve_length"]
-        assert row["differing_attributes"] == [*([] if same_collar else ["collar"]), "pattern"]
+        assert row["differing_attributes"] == [] if same_collar else ["collar"]
         assert row["attribute_similarity"] == pytest.approx(1 if same_collar else (0.6 + 2) / 3, abs=2e-3)
     assert {len(row["agreeing_attributes"]) for row in rows} == {1, 2}
-    total = [row["normalised_score"] + RERANK_WEIGHT * len(row["agreeing_attributes"]) / 3 for row in rows]
+    total = [row["normalised_score"] + RERANK_WEIGHT * len(row["agreeing_attributes"]) / 2 for row in rows]
     assert all(a >= b - 1e-6 for a, b in pairwise(total))
     first = page_data(read_evidence(run), {}, PageOptions())["suspects"][0]
     assert first["agree"] == rows[0]["agreeing_attributes"]
@@ -246,6 +248,42 @@ def test_without_attributes_and_with_other_weights_the_user_hears_of_it(
     save_asen(build_asen(AsenConfig(trunk="resnet10t", channels=16, hidden=8, attributes=NAMES)), tmp_path)
     with pytest.raises(UserError, match=r"name those weights with extract\.attribute_weights"):
         similar(run, other, "0", "collar")
+
+
+def test_weights_without_thresholds_say_nothing_of_a_pair(
+    run: RunDirectory, chosen: list[str], asen_weights: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(asen_weights, tmp_path / "asen")
+    description = json.loads((tmp_path / "asen" / "asen.json").read_text())
+    (tmp_path / "asen" / "asen.json").write_text(json.dumps(description | {"thresholds": {}}))
+    silent = load_settings(None, [*chosen, f"extract.attribute_weights={tmp_path / 'asen'}", "rerank=asen"])
+    with pytest.raises(UserError, match="have no thresholds"):
+        judge(run, silent)
+    nothing = Attributes(NAMES, np.full(3, np.inf, np.float32))
+    garment = np.eye(16)[:3]
+    (said,) = agreements([(("a", 0), ("a", 0))], {("a", 0): garment}, nothing)
+    assert said == Agreement((), (), pytest.approx(1.0)) and said.share == 0.5
+    asked = str(plain_items(PICTURES)[0]["item_id"])
+    assert {one.agrees for one in similar(run, silent, asked, "collar")} == {None}
+    shown = ["similar", asked, "--attribute", "collar", "--in", str(run.path)]
+    answer = CliRunner().invoke(cli.app, [*shown, "--set", f"extract.attribute_weights={tmp_path / 'asen'}"])
+    assert answer.exit_code == 0 and " - " in answer.output
+
+
+def test_other_thresholds_judge_anew(
+    run: RunDirectory, chosen: list[str], asen_weights: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(asen_weights, tmp_path / "asen")
+    settings = load_settings(None, [*chosen, f"extract.attribute_weights={tmp_path / 'asen'}", "rerank=asen"])
+    judge(run, settings)
+    assert any(
+        "collar" in row for row in pq.read_table(run.suspects_path)["differing_attributes"].to_pylist()
+    )
+    description = json.loads((tmp_path / "asen" / "asen.json").read_text())
+    lower = description["thresholds"] | {"collar": -1.0}
+    (tmp_path / "asen" / "asen.json").write_text(json.dumps(description | {"thresholds": lower}))
+    judge(run, settings)
+    assert all("collar" in row for row in pq.read_table(run.suspects_path)["agreeing_attributes"].to_pylist())
 
 
 def test_ranking_anew_asks_for_the_attributes() -> None:

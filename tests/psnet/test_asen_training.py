@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -249,15 +251,59 @@ def test_zappos_is_trained_on_and_scored_by_triplets(
         ("dataset=DARN", "no data set 'DARN'"),
         ("start=imagenet", "start: imagenet is for resnet18"),
         ("start=landmarks", "start: landmarks is for the trunk hrnet_w18_small, not resnet10t"),
+        ("trunk=nope", "backbone 'nope': Unknown model"),
+        ("device=gpu", "device 'gpu': choose auto, cpu, cuda"),
+        ("precision=bf16", "precision: "),
+        ("loop.batch=50", "loop.batch: counts images, 3 a triplet: a multiple of 3, not 50"),
     ],
 )
 def test_mistakes_are_one_line(
     squares: Path, tmp_path: Path, change: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = options(f"root={squares}", "dataset=Squares", f"out={tmp_path}", LOOP, *SMALL, change)
+    chosen = options(
+        f"root={squares}", "dataset=Squares", f"out={tmp_path}", LOOP, *SMALL, "triplets=drawn", change
+    )
     assert train_main(["asen", *chosen]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_read_is_named_by_the_loaders_processes_too(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(squares, root)
+    for number in range(45):
+        (root / "Squares" / "train" / f"{number}.png").write_text("<html>gone</html>")
+    chosen = options(
+        f"root={root}", "dataset=Squares", f"out={tmp_path / 'out'}", LOOP, *SMALL, "loop.workers=1"
+    )
+    assert train_main(["asen", *chosen]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"psnet train: {root}/Squares/train/") and "no image that can be read" in error
+    assert error.count("\n") == 1
+
+
+def test_one_folder_holds_one_training(
+    trained: list[str], squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(next(v for v in trained if v.startswith("out=")).removeprefix("out="))
+    for change, said in (
+        ("margin=0.5", "was trained with margin 0.2, not 0.5"),
+        ("seed=3", "was trained with seed 0, not 3"),
+        ("hidden=4", "was trained with config "),
+    ):
+        assert train_main(["asen", *trained, *options(change)]) == 2
+        error = capsys.readouterr().err
+        assert f"{out / 'asen'}: {said}" in error and error.count("\n") == 1
+    # Fewer steps than were taken: what is told is what was taken.
+    assert train_main(["asen", *trained, *options("loop.steps=20")]) == 0
+    assert read_asen(out / "asen")["provenance"]["steps"] == 30
+    # A data set of other attributes is not measured with these weights.
+    shutil.copytree(squares / "Squares", tmp_path / "Others")
+    write_meta(tmp_path, dataclasses.replace(META, dataset="Others", names=("first", "second"), regions={}))
+    assert evaluation_main(["asen", *trained, *options(f"root={tmp_path}", "dataset=Others")]) == 2
+    assert "was trained on upper, lower; Others has first, second" in capsys.readouterr().err
 
 
 def test_methods_that_were_not_trained_alike_are_not_compared(

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
+from psnet.backbone import Backbone
 from psnet.detector import build_detector
 from psnet.fusion import fold_batch_norm
 from psnet.model import PSNetConfig, build_landmark_branch, build_retrieval_branch
@@ -22,6 +23,17 @@ def unsettled(model):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.3, 0.3)
     return model.eval()
+
+
+def test_a_batch_norm_with_an_activation_in_it_keeps_that():
+    torch.manual_seed(0)
+    model = unsettled(Backbone("regnetx_002", channels=16))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(images)
+        fold_batch_norm(model)
+        after = model(images)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
 
 
 @pytest.mark.parametrize("part", ["retrieval", "roi", "landmarks", "detector"])

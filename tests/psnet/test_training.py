@@ -82,6 +82,9 @@ def test_a_run_of_fewer_steps_than_were_trained_has_nothing_to_do(tmp_path, work
     again = fit(line_model(), Line(), line_loss, tmp_path, fewer)
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+    other = dataclasses.replace(SETTINGS, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"was trained with learning_rate 0.2, not 0.1; name another out"):
+        fit(line_model(), Line(), line_loss, tmp_path, other)
 
 
 def plain_contrast(features, design, temperature):
