@@ -78,8 +78,8 @@ def _attributes(run: RunDirectory, settings: Settings) -> Attributes | None:
     attributes = read_attributes(run, settings)
     if not np.isfinite(attributes.thresholds).any():
         raise UserError(
-            f"{run.path}: its attributes' weights have no thresholds (asen.json), so nothing says which garments "
-            "agree; use weights of `psnet train asen` on labelled images, or rerank=none"
+            f"{run.path}: its attributes' weights have no thresholds (asen.json), so nothing says which "
+            "garments agree; use weights of `psnet train asen` on labelled images, or rerank=none"
         )
     return attributes
 

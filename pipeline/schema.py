@@ -379,7 +379,7 @@ SUSPECT_SCHEMA: pa.Schema = pa.schema(
         _field(
             "differing_attributes",
             pa.list_(pa.string()),
-            "attributes whose cosine is below it; those without a threshold: neither; null unless rerank=asen",
+            "attributes whose cosine is below it (without a threshold: neither); null unless rerank=asen",
             nullable=True,
         ),
         _field(

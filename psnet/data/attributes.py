@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.data.photographs import read_regions
+from psnet.data.photographs import load_pixels, read_regions
 from psnet.regions import REGIONS
 
 UNLABELLED = -1
@@ -66,12 +66,11 @@ class AttributeRanking:
 
 
 def read_attribute_image(path: Path) -> Image.Image:
-    """The picture, RGB. Raises AttributeDataError when it cannot be read."""
+    """The picture, upright, RGB. Raises AttributeDataError when it cannot be read."""
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise AttributeDataError(f"{path}: no image that can be read ({error})") from None
+        return Image.fromarray(load_pixels(path))
+    except ValueError as error:
+        raise AttributeDataError(str(error)) from None
 
 
 def write_meta(root: Path, meta: AttributeMeta) -> None:
@@ -98,6 +97,8 @@ def read_meta(root: Path, dataset: str) -> AttributeMeta:
         ) from None
     except ValueError as error:
         raise AttributeDataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise AttributeDataError(f"{path}: not a meta.json, which has an entry for each data set")
     if dataset not in content:
         raise AttributeDataError(f"{path}: no data set {dataset!r}; it has {', '.join(content) or 'none'}")
     entry = content[dataset]
@@ -197,6 +198,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise AttributeDataError(f"{path}: no such file; the authors' splits have one") from None
+    except UnicodeDecodeError:
+        raise AttributeDataError(f"{path}: is not UTF-8 text") from None
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from psnet.data.photographs import LabelledGarment
+from psnet.data.photographs import LabelledGarment, read_box
 from psnet.region_boxes import regions_from_landmarks
 from psnet.taxonomy import TORSO_CATEGORIES, Category, Taxonomy, to_clothing11
 
@@ -84,9 +84,7 @@ def _garment(item: dict[str, Any]) -> DeepFashion2Garment:
         raise ValueError(f"unknown category_id {item['category_id']!r}; known: 1 to 13")
     if item["category_name"].replace(" ", "_") != category.name:
         raise ValueError(f"category_id {category.id} is {category.name}, not {item['category_name']!r}")
-    box = np.asarray(item["bounding_box"], np.float32)
-    if box.shape != (4,):
-        raise ValueError(f"bounding_box has 4 numbers, got {box.size}")
+    box = read_box(item["bounding_box"], "bounding_box")
     numbers = np.asarray(item["landmarks"], np.float32)
     if numbers.shape != (3 * len(category.indices),):
         raise ValueError(
@@ -95,6 +93,8 @@ def _garment(item: dict[str, Any]) -> DeepFashion2Garment:
     landmarks = numbers.reshape(-1, 3)
     if not np.isin(landmarks[:, 2], (0, 1, 2)).all():
         raise ValueError("a landmark's visibility is 0, 1 or 2")
+    if odd := [len(p) for p in item["segmentation"] if len(p) % 2]:
+        raise ValueError(f"an outline of {odd[0]} numbers, which are no points")
     # Now and then one has shrunk to a line or a point, which outlines nothing.
     polygons = tuple(tuple(float(v) for v in p) for p in item["segmentation"] if len(p) >= 6)
     grades = {name: int(item[name]) for name in GRADES}

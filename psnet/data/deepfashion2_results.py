@@ -139,6 +139,8 @@ def retrieval_ground_truth(
     """The entries of ``query_gt.json`` (garments in users' photographs) and ``gallery_gt.json`` (in shops').
 
     A query with ``style`` above 0 is sought; right are the gallery's garments of the same pair_id and style.
+    Where the gallery has none, its style becomes 0, which is how the annotators say that a garment has no
+    partner: some are labelled so without having one.
     """
     queries: list[dict[str, Any]] = []
     gallery: list[dict[str, Any]] = []
@@ -154,6 +156,10 @@ def retrieval_ground_truth(
                     "pair_id": image.pair_id,
                 }
             )
+    offered = {(entry["pair_id"], entry["style"]) for entry in gallery}
+    for entry in queries:
+        if (entry["pair_id"], entry["style"]) not in offered:
+            entry["style"] = 0
     return queries, gallery
 
 

@@ -163,7 +163,7 @@ def edit_region(
     """``subject`` with one region edited; labels stay, but for ``shorten``, which moves the garment's end.
 
     ``donor`` is needed by kind ``donor``; without one, or where the donor lacks the region, the region is
-    recoloured.
+    recoloured. A region of fewer than 4 px, here or in the donor, stays as it is.
     """
     index = REGIONS.index(region)
     box = subject.region_boxes[index]
@@ -284,7 +284,8 @@ def random_parts(sleeveless: bool, count: int, rng: np.random.Generator) -> tupl
 def edit_parts(
     subject: Subject, parts: tuple[str, ...], rng: np.random.Generator, donor: Subject | None = None
 ) -> tuple[Subject, tuple[str, ...]]:
-    """Edit every named part; returns the edited subject and the kind used per part."""
+    """Edit every named part; returns the edited subject and the kind drawn per part, which `edit_region` may
+    not have been able to do."""
     kinds = []
     for part in parts:
         kind = str(rng.choice(KINDS[part]))

@@ -20,29 +20,48 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from psnet.image import ImageError, decode_image
 from psnet.regions import NUM_REGIONS, REGIONS
 from psnet.registration import load_opencv
 from psnet.taxonomy import Taxonomy
 
 
-def load_pixels(path: Path, mode: str = "RGB") -> np.ndarray:
-    """The picture, (H, W, 3) uint8, or (H, W) for mode "L". Raises ValueError when it cannot be read."""
+def load_pixels(path: Path) -> np.ndarray:
+    """The picture, upright, (H, W, 3) uint8 RGB. Raises ValueError when it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert(mode))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return decode_image(path.read_bytes()).pixels
+    except (OSError, ImageError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: no image that can be read ({reason})") from None
 
 
-@functools.lru_cache(
-    maxsize=4096
-)  # a training set of small photographs fits into memory, and decoding costs as much as warping
-def read_pixels(path: Path, mode: str = "RGB") -> np.ndarray:
-    """`load_pixels`, an array that must not be written to."""
-    pixels = load_pixels(path, mode)
+def read_pixels(path: Path) -> np.ndarray:
+    """`load_pixels`, an array that must not be written to: small ones are kept, as decoding costs as much as
+    warping."""
+    small = path.is_file() and path.stat().st_size <= _SMALL_FILE
+    return _small_pixels(path) if small else load_pixels(path)
+
+
+# Of a compressed photograph that takes about 1 MB as pixels; some 4 GB in all.
+_SMALL_FILE = 200_000
+
+
+@functools.lru_cache(maxsize=4096)
+def _small_pixels(path: Path) -> np.ndarray:
+    pixels = load_pixels(path)
     pixels.flags.writeable = False
     return pixels
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_mask(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            mask = np.array(image.convert("L"))
+    except OSError as error:
+        raise ValueError(f"{path}: no image that can be read ({error.strerror or error})") from None
+    mask.flags.writeable = False
+    return mask
 
 
 @dataclass(frozen=True)
@@ -81,16 +100,25 @@ class LabelledGarment:
         return read_pixels(self.image_path)
 
     def read_mask(self) -> np.ndarray | None:
-        """The cut-out, (H, W) uint8 with 255 on the garment; None when it was never made or was rejected."""
+        """The cut-out, (H, W) uint8 with 255 on the garment; None when it was never made or was rejected.
+
+        Raises ValueError for a file that is not there, cannot be read or is not of the photograph's size.
+        """
         if self.polygons:
             height, width = self.read().shape[:2]
             picture = Image.new("L", (width, height))
             for polygon in self.polygons:
                 ImageDraw.Draw(picture).polygon(polygon, fill=255)
             return np.asarray(picture)
-        if self.mask_path is None or not self.mask_path.exists():
+        if self.mask_path is None:
             return None
-        return read_pixels(self.mask_path, "L")
+        mask, photograph = _read_mask(self.mask_path), self.read()
+        if mask.shape != photograph.shape[:2]:
+            raise ValueError(
+                f"{self.mask_path}: {mask.shape[1]} x {mask.shape[0]} px, but its photograph has "
+                f"{photograph.shape[1]} x {photograph.shape[0]}"
+            )
+        return mask
 
 
 def read_labels(
@@ -101,35 +129,41 @@ def read_labels(
     Raises FileNotFoundError when the file is missing, ValueError (with the line number) when a line is not a
     label.
     """
-    names = Taxonomy.load("clothing11").landmarks
+    taxonomy = Taxonomy.load("clothing11")
+    names = taxonomy.landmarks
     garments = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            boxes = read_regions(row["regions"])
+            landmarks = np.asarray([row["landmarks"][name] or (0, 0, 0) for name in names], np.float32)
+            if landmarks.shape != (len(names), 3) or not np.isin(landmarks[:, 2], (0, 1, 2)).all():
+                raise ValueError("a landmark is x, y and a visibility of 0, 1 or 2")
             garment = LabelledGarment(
                 image_path=path.parent / row["image"],
                 split=row["split"],
-                category=row["category"],
-                box=_read_box(row["bbox"]),
-                landmarks=np.asarray([row["landmarks"][name] or (0, 0, 0) for name in names], np.float32),
-                region_boxes=boxes,
+                category=taxonomy.category(row["category"]).name,
+                box=read_box(row["bbox"]),
+                landmarks=landmarks,
+                region_boxes=read_regions(row["regions"]),
                 upright=bool(row.get("upright", True)),
                 mask_path=path.parent / row["mask"] if row.get("mask") else None,
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise ValueError(f"{path}, line {number}: not a garment label (no {error})") from error
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not a garment label ({error})") from error
         if (splits is None or garment.split in splits) and (garment.upright or not upright_only):
             garments.append(garment)
     return garments
 
 
-def _read_box(edges: Sequence[float]) -> np.ndarray:
+def read_box(edges: Sequence[float], name: str = "bbox") -> np.ndarray:
+    """(4,) float32. Raises ValueError for what is no box."""
     box = np.asarray(edges, np.float32)
     if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
-        raise ValueError(f"bbox {edges} is not x0, y0, x1, y1")
+        raise ValueError(f"{name} {edges} is not x0, y0, x1, y1")
     return box
 
 
@@ -142,11 +176,16 @@ def regions_row(region_boxes: np.ndarray) -> dict[str, list[float] | None]:
 
 
 def read_regions(row: Mapping[str, Any]) -> np.ndarray:
-    """The inverse of `regions_row`, (5, 4) float32; a name may be missing."""
+    """The inverse of `regions_row`, (5, 4) float32; a name may be missing. Raises ValueError for what is no
+    box or no region."""
+    if not isinstance(row, Mapping):
+        raise ValueError("regions are boxes by name")
+    if unknown := sorted(set(row) - set(REGIONS)):
+        raise ValueError(f"unknown region {unknown[0]!r}; known: {', '.join(REGIONS)}")
     boxes = np.full((NUM_REGIONS, 4), np.nan, np.float32)
     for r, name in enumerate(REGIONS):
         if row.get(name) is not None:
-            boxes[r] = row[name]
+            boxes[r] = read_box(row[name], name)
     return boxes
 
 

@@ -33,7 +33,7 @@ import numpy as np
 
 from psnet.data.csv_files import parse_csv
 from psnet.data.edits import PARTS
-from psnet.data.photographs import read_regions, regions_row
+from psnet.data.photographs import read_box, read_regions, regions_row
 from psnet.regions import GROUPS
 from psnet.taxonomy import Taxonomy
 
@@ -113,11 +113,10 @@ def read_boxes(path: Path) -> dict[str, ItemBoxes]:
                 continue
             try:
                 row = json.loads(line)
-                regions = read_regions(row["regions"])
-                box = np.asarray(row["bbox"], np.float32)
-                if box.shape != (4,):
-                    raise ValueError(f"bbox has {box.size} numbers")
-                boxes[str(row["item_id"])] = ItemBoxes(box, regions)
+                item = str(row["item_id"])
+                if item in boxes:
+                    raise ValueError(f"item {item} stands twice")
+                boxes[item] = ItemBoxes(read_box(row["bbox"]), read_regions(row["regions"]))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}, line {number}: not the boxes of an item ({error!r})") from error
     return boxes

@@ -131,8 +131,8 @@ def ranking_tables(session: AsenSession) -> list[Table]:
     of = f" of {asked:,}" if scored < asked else ""
     stands_on = (
         f"{session.settings.dataset}, split test: {len(session.ranking.images.paths):,} images, "
-        f"{scored:,}{of} queries, {offered:,} candidates. A query ranks the candidates of its attribute by cosine; "
-        "relevant: those of its value. 95 % intervals: photographs resampled."
+        f"{scored:,}{of} queries, {offered:,} candidates. A query ranks the candidates of its attribute by "
+        "cosine; relevant: those of its value. 95 % intervals: photographs resampled."
     )
     columns = ("method", "overall", *(name.replace("_", " ") for name in meta.names))
     rows: list[tuple[Cell, ...]] = []

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     arguments.out, arguments.count, arguments.seed, workers=arguments.workers
                 )
             )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"psnet.render: {error}", file=sys.stderr)
         return 2
     return 0

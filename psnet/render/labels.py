@@ -33,8 +33,10 @@ def photograph_row(photograph: Photograph, image: str, mask: str) -> dict[str, o
 def write_labels(out: Path, count: int, seed: int = 0) -> Path:
     """Render ``count`` designs, one photograph each, every region in view; returns the path of labels.jsonl.
 
-    Categories take turns. Design i depends on (seed, i) alone.
+    Categories take turns. Design i depends on (seed, i) alone. Raises ValueError for a count below 1.
     """
+    if count < 1:
+        raise ValueError(f"count: at least 1 photograph, not {count}")
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
     rows: list[dict[str, object]] = []

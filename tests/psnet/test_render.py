@@ -85,6 +85,20 @@ def test_a_mirrored_drawing_mirrored_again_is_the_drawing():
             np.testing.assert_allclose(getattr(twice, name), getattr(drawing, name), atol=1e-3)
 
 
+def test_a_mirrored_drawing_has_left_and_right_renamed():
+    for design in designs(10):
+        once = mirror_drawing(draw(design, Pose(), side=320))
+        names = Taxonomy.load("deepfashion2").category(design.category)
+        moved = names.swap > np.arange(len(names.swap))
+        moved[list(names.parts.get("opening", ()))] = False  # numbered from the right edge
+        x = once.landmarks[:, 0]
+        assert (x[moved] <= x[names.swap[moved]] + 1e-3).all()
+        left, right = (np.nonzero(once.parts == part)[1] for part in (2, 3))
+        if len(left):
+            assert left.mean() < right.mean()
+            assert once.region_boxes[1, 0] < once.region_boxes[2, 0]
+
+
 def test_every_kind_of_edit_changes_its_part_and_nothing_else():
     done = set()
     for k, design in enumerate(designs(500)):

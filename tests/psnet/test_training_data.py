@@ -1,14 +1,15 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from psnet.boxes import mirror_boxes
 from psnet.data.edits import KINDS, PART_REGIONS, edit_region, random_parts, region_mask, sample_parts
-from psnet.data.photographs import read_labels, with_masks
+from psnet.data.photographs import label_row, load_pixels, read_labels, with_masks
 from psnet.data.plagiarized_fashion import box_row
 from psnet.data.rephotograph import CameraRange, Subject, rephotograph
 from psnet.model import PSNetConfig
@@ -48,6 +49,51 @@ def test_a_line_that_is_no_label_is_named(tmp_path):
     path.write_text(json.dumps({"image": "a.jpg"}) + "\n")
     with pytest.raises(ValueError, match="line 1"):
         read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"category": "T-shirt"}, "no category 'T-shirt'"),
+        ({"regions": {"sleeve_left": [1, 2, 3, 4]}}, "unknown region 'sleeve_left'; known: collar"),
+        ({"regions": {"chest": 5}}, "chest 5 is not x0, y0, x1, y1"),
+        ({"regions": None}, "regions are boxes by name"),
+        ({"landmarks": None}, "not a garment label"),
+    ],
+)
+def test_labels_that_would_teach_something_wrong_are_named(garments, tmp_path, change, said):
+    row = label_row(
+        image="a.jpg",
+        size=(10, 10),
+        category=garments[0].category,
+        box=garments[0].box,
+        landmarks=garments[0].landmarks,
+        region_boxes=garments[0].region_boxes,
+    )
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | change) + "\n")
+    with pytest.raises(ValueError, match=r"line 2: .*" + re.escape(said)):
+        read_labels(path)
+    row["landmarks"] = {name: [1, 1, 7] for name in row["landmarks"]}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"line 1: .*a visibility of 0, 1 or 2"):
+        read_labels(path)
+
+
+def test_photographs_stand_upright_and_masks_belong_to_them(garments, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.zeros((120, 160, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_pixels(tmp_path / "a.jpg").shape == (160, 120, 3)
+    (tmp_path / "b.jpg").write_text("<html>")
+    with pytest.raises(ValueError, match=r"b\.jpg: no image that can be read"):
+        load_pixels(tmp_path / "b.jpg")
+    Image.fromarray(np.zeros((80, 60), np.uint8)).save(tmp_path / "half.png")
+    turned = replace(garments[0], image_path=tmp_path / "a.jpg", mask_path=tmp_path / "half.png", polygons=())
+    with pytest.raises(ValueError, match=r"half\.png: 60 x 80 px, but its photograph has 120 x 160"):
+        turned.read_mask()
+    with pytest.raises(ValueError, match=r"gone\.png: no image that can be read"):
+        replace(turned, mask_path=tmp_path / "gone.png").read_mask()
 
 
 @pytest.mark.parametrize(
@@ -138,6 +184,31 @@ def test_labels_follow_the_camera():
         assert np.linalg.norm(middle - view.landmarks[0, :2]) < 1.5, seed
         box = view.region_boxes[MIRROR[1]]
         assert box[0] < middle[0] < box[2] and box[1] < middle[1] < box[3]
+
+
+def test_a_mirrored_photograph_has_left_and_right_renamed():
+    """Every landmark and region with a colour of its own is found under its partner's name."""
+    swap = Taxonomy.load("clothing11").swap
+    pixels = np.zeros((240, 200, 3), np.uint8)
+    at = np.array([[20 + 40 * (i % 5), 30 + 80 * (i // 5)] for i in range(11)])
+    levels = 40 + 19 * np.arange(11)
+    for (x, y), level in zip(at, levels, strict=True):
+        pixels[y - 8 : y + 9, x - 8 : x + 9] = level
+    points = np.column_stack([at + 0.5, np.full(11, 2)]).astype(np.float32)
+    boxes = np.array([[x - 8, y - 8, x + 9, y + 9] for x, y in at[:5]], np.float32)
+    subject = Subject(pixels, None, np.array([0, 0, 200, 240], np.float32), points, boxes)
+    camera = CameraRange(
+        side=240, mirror=1, new_background=0, colour=0, light=0, blur=0, occlusion=0, rotation=2
+    )
+    camera = replace(camera, fill=(0.8, 0.85), shift=0, wild_rotation=0, perspective=0.01)
+    for seed in range(6):
+        view = rephotograph(subject, np.random.default_rng(seed), camera, swap=swap)
+        assert view.mirrored
+        for i, (x, y, _) in enumerate(view.landmarks):
+            seen = np.median(view.pixels[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2])
+            assert abs(int(seen) - levels[swap[i]]) < 9, (seed, i)
+        for r, (x, y) in enumerate(0.5 * (view.region_boxes[:, :2] + view.region_boxes[:, 2:])):
+            assert abs(int(view.pixels[int(y), int(x), 0]) - levels[MIRROR[r]]) < 9, (seed, r)
 
 
 @pytest.mark.parametrize("branch", ["crop", "roi"])
