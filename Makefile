@@ -35,10 +35,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@set -e; \
 	python=; \
 	for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
-		if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+		if $$candidate -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 15) and sys.version_info[:3] != (3, 14, 1)))' 2>/dev/null; then python=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-		echo "psnet needs Python 3.11 or newer, and $$(python3 --version 2>/dev/null || echo no Python) is what is here; install one and name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+		echo "psnet needs Python 3.11 to 3.14 (not 3.14.1), and $$(python3 --version 2>/dev/null || echo no Python) is what is here; install one and name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
 	fi; \
 	if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
 		echo "$$python has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; \

@@ -5,8 +5,9 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import tasks
-from pipeline.catalogue import catalogue_digest, read_catalogue
+from pipeline.catalogue import catalogue_digest
 from pipeline.rundir import begin_run
+from pipeline.scan import check_settings
 from pipeline.settings import load_settings
 
 
@@ -28,7 +29,8 @@ def nightly_scan(
         overrides: "section.key=value", over the file.
     """
     settings = load_settings(config, overrides)
-    items = read_catalogue(catalogue, settings.crawl.s3_endpoint_url)
+    check_settings(settings)
+    items = tasks.read_catalogue(catalogue, settings.crawl.s3_endpoint_url)
     run = begin_run(out, settings, catalogue, catalogue_digest(items))
     with run.lock():
         tasks.crawl(run, items, settings)

@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.variables import Variable
 
+import pipeline.catalogue
 import pipeline.crawl
 import pipeline.export
 import pipeline.extract
@@ -58,6 +59,7 @@ def stage(function: Callable[P, R]) -> Task[P, R]:
     )(function)
 
 
+read_catalogue = stage(pipeline.catalogue.read_catalogue)
 crawl = stage(pipeline.crawl.crawl)
 extract = stage(pipeline.extract.extract)
 build_index = stage(pipeline.index.build_index)

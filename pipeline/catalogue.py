@@ -22,10 +22,11 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from pipeline import s3
-from pipeline.errors import UserError
+from pipeline.errors import RunError, UserError
+from pipeline.rundir import RECORD_FILE
 from pipeline.schema import CATALOGUE_SCHEMA
 from psnet.image import IMAGE_SUFFIXES
 
@@ -58,8 +59,8 @@ def read_catalogue(path: str | os.PathLike[str], s3_endpoint_url: str | None = N
 
     Args:
         path: a CSV file (UTF-8, comma, header line), a Parquet file, a folder that is searched for images
-            (links to folders are not followed; ``item_id`` is the relative path without its suffix), or
-            s3:// of a file, whose credentials come from the environment.
+            (links to folders are not followed, run directories are left out; ``item_id`` is the relative path
+            without its suffix), or s3:// of a file, whose credentials come from the environment.
         s3_endpoint_url: where s3:// is served; None: as the environment says.
 
     Relative image paths are resolved against the catalogue's own folder. Unknown columns end in ``extra``. A
@@ -70,6 +71,7 @@ def read_catalogue(path: str | os.PathLike[str], s3_endpoint_url: str | None = N
     Raises:
         UserError: missing or empty file, no rows, wrong or repeated columns, blank or duplicate ``item_id``,
             not UTF-8, a row with too many or too few fields, or no catalogue at all.
+        RunError: the store of an s3:// catalogue does not answer, or is out of order.
     """
     name = os.fspath(path)
     if name.startswith("s3://"):
@@ -320,7 +322,14 @@ def _resolve_key(image: str, base: str) -> str:
 
 def _read_folder(folder: Path) -> pa.Table:
     found: list[str] = []
+    if (folder / RECORD_FILE).is_file():
+        raise UserError(
+            f"{folder}: is a run directory; name the photographs' folder, and an --out that is another one"
+        )
     for parent, folders, files in os.walk(folder):
+        if RECORD_FILE in files:  # a run directory: its pictures are copies of ours
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             os.path.relpath(os.path.join(parent, name), folder)
@@ -355,8 +364,13 @@ def _download(url: str, endpoint_url: str | None) -> bytes:
         return s3.client(endpoint_url=endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
     except ValueError as error:
         raise UserError(f"{error}") from None
-    except (ClientError, BotoCoreError) as error:
+    except (NoCredentialsError, PartialCredentialsError) as error:
         raise UserError(f"{url}: cannot be read ({' '.join(str(error).split())})") from error
+    except (ClientError, BotoCoreError) as error:
+        # A store that is out of order or out of reach may answer the next time.
+        answer = error.response["ResponseMetadata"] if isinstance(error, ClientError) else {}
+        kind = UserError if 400 <= answer.get("HTTPStatusCode", 500) < 500 else RunError
+        raise kind(f"{url}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def _similar_file(path: Path) -> str:

@@ -25,6 +25,8 @@ import errno
 import hashlib
 import logging
 import os
+import sys
+import time
 import uuid
 import warnings
 from collections import Counter, deque
@@ -43,7 +45,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError, UserError
 from pipeline.progress import track
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest
-from pipeline.runtime import WORKER_ENVIRONMENT, init_ray
+from pipeline.runtime import WORKER_ENVIRONMENT, cluster_address, init_ray
 from pipeline.schema import (
     NO_GARMENT_INDEX,
     garment_schema,
@@ -70,6 +72,7 @@ PASSING_FAILURES = ("missing_file", "changed_file")
 # more for each such image say which (see _Attempts), the rest is left for accidents. An actor may be
 # restarted for several such units.
 _UNIT_RETRIES = 12
+_NODE_POLL_S = 2.0
 _ACTOR_RESTARTS = 30
 # What an actor needs beside its share of a CPU: the model, a batch of activations, torch itself.
 _ACTOR_MEMORY = 1.5 * 2**30
@@ -144,15 +147,8 @@ def extract(run: RunDirectory, settings: Settings) -> None:
         UserError: the crawl is not done, the weights cannot be used, the actors do not fit the cluster.
         RunError: see `extract_contents`.
     """
-    from psnet.asen_weights import asen_tag
-    from psnet.weights import WeightsError, model_tag
-
     crawled = run.require("crawl")
-    try:
-        tag = model_tag(settings.extract.weights)
-        attribute_tag = asen_tag(settings.extract.attribute_weights) if settings.extract.attributes else ""
-    except WeightsError as error:
-        raise UserError(str(error)) from None
+    tag, attribute_tag = weights_tags(settings.extract)
     prefix = shard_prefix(tag, settings.extract, attribute_tag)
     with run.lock():
         folder = run.garments_dir
@@ -175,6 +171,23 @@ def extract(run: RunDirectory, settings: Settings) -> None:
             run.update(model_tag=tag)
 
 
+def weights_tags(settings: ExtractSettings) -> tuple[str, str]:
+    """Tags of the model's and of ASEN's weights, the latter "" where no attributes are wanted.
+
+    Raises:
+        UserError: they are not there, or are no weights.
+    """
+    from psnet.asen_weights import asen_tag
+    from psnet.weights import WeightsError, model_tag
+
+    try:
+        return model_tag(settings.weights), asen_tag(
+            settings.attribute_weights
+        ) if settings.attributes else ""
+    except WeightsError as error:
+        raise UserError(str(error)) from None
+
+
 def garment_shards(run: RunDirectory) -> list[Path]:
     """The shards of the run's model and settings, in a fixed order; those of earlier ones may lie beside
     them.
@@ -194,6 +207,8 @@ def _extract_pending(
     import ray
 
     units = len(cut_units(pending.num_rows, 1, settings.extract))
+    if cluster_address(settings):
+        _await_first_node(settings.extract)
     device, actors = plan_actors(settings.extract, units, ray.cluster_resources())
     job = Job(
         folder=str(folder.resolve()),
@@ -211,6 +226,48 @@ def _extract_pending(
             precisions.update(answer["precision"].to_pylist())
             progress.advance(pc.sum(answer["images"]).as_py())
     return {"device": device, "actors": actors, "precision": "|".join(sorted(precisions))}
+
+
+def _await_first_node(settings: ExtractSettings) -> None:
+    """On a cluster without room for an actor, ask for a node and wait until it is there: clusters that scale
+    start from nothing, and a reclaimed node is replaced in minutes.
+
+    Raises:
+        RunError: none came within ``start_timeout_s``.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    _, need, room = _room(settings, ray.cluster_resources())
+    if room != 0:
+        return
+    needs = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items())
+    print(f"extract: no node of the cluster has {needs}; waiting for one", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + settings.start_timeout_s
+    request_resources(bundles=[need])
+    try:
+        while _room(settings, ray.cluster_resources())[2] == 0:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"no node with {needs} joined the cluster within {settings.start_timeout_s:.0f} s "
+                    f"(extract.start_timeout_s, extract.device={settings.device}); see `ray status`"
+                )
+            time.sleep(_NODE_POLL_S)
+    finally:
+        request_resources(bundles=[])  # or the node would be kept for ever
+
+
+def _room(
+    settings: ExtractSettings, resources: Mapping[str, float]
+) -> tuple[str, dict[str, float], int | None]:
+    """Device, what an actor needs, and for how many of them these resources are enough (None: it needs
+    nothing)."""
+    auto = "cuda" if resources.get("GPU", 0.0) else "cpu"
+    device = auto if settings.device == "auto" else settings.device
+    need = {"CPU": settings.cpus_per_actor, **({"GPU": settings.gpus_per_actor} if device == "cuda" else {})}
+    need = {kind: amount for kind, amount in need.items() if amount}
+    rooms = [int(resources.get(kind, 0.0) / amount + 1e-6) for kind, amount in need.items()]
+    return device, need, min(rooms, default=None)
 
 
 def _sweep(folder: Path) -> None:
@@ -410,14 +467,8 @@ def plan_actors(settings: ExtractSettings, units: int, resources: Mapping[str, f
         UserError: the settings ask for more than the cluster has, which Ray would wait for without a word.
     """
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    device = settings.device if settings.device != "auto" else ("cuda" if gpus else "cpu")
-    per_actor = {"CPU": settings.cpus_per_actor}
-    if device == "cuda":
-        per_actor["GPU"] = settings.gpus_per_actor
-    room = min(
-        (int(resources.get(kind, 0.0) / need + 1e-6) for kind, need in per_actor.items() if need),
-        default=units,
-    )
+    device, per_actor, found = _room(settings, resources)
+    room = units if found is None else found
     if room < max(1, settings.actors):
         wanted = settings.actors or 1
         needs = ", ".join(f"{wanted * need:g} {kind}" for kind, need in per_actor.items())

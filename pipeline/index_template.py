@@ -153,6 +153,24 @@ def train_template(features: np.ndarray, plan: Plan) -> Template:
     return Template(index, centroids, reduction)
 
 
+def check_factory(factory: str) -> None:
+    """Before there are features. Raises UserError for what is no factory at all; whether it suits the number
+    of garments is seen when it is trained."""
+    if factory == "auto" or re.fullmatch(rf"{REGIONS}\d+", factory):
+        return
+    try:
+        faiss.index_factory(_ANY_DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        if "could not parse" in str(error):
+            raise UserError(
+                f"index.factory: {factory!r} is no FAISS factory; use auto, {EXACT} or one of FAISS's"
+            ) from None
+
+
+# Divisible by most numbers of subquantisers, so that FAISS comes to what it does not understand.
+_ANY_DIM = 960
+
+
 def _train_index(rows: np.ndarray, factory: str) -> faiss.Index:
     index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     lists = faiss.try_extract_index_ivf(index)

@@ -18,6 +18,7 @@ Every file appears under its final name only when it is whole, run.json included
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -38,6 +39,9 @@ from psnet.config import as_dict, digest
 
 LAYOUT_VERSION = 1
 """Changes when a newer psnet could no longer read an older run directory."""
+
+RECORD_FILE = "run.json"
+"""By which a folder is known as a run directory."""
 
 STAGES = ("crawl", "extract", "index", "match", "verify", "judge", "report")
 
@@ -147,7 +151,7 @@ class RunDirectory:
     @property
     def record_path(self) -> Path:
         """run.json."""
-        return self.path / "run.json"
+        return self.path / RECORD_FILE
 
     @property
     def items_path(self) -> Path:
@@ -378,7 +382,9 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
-        except (PermissionError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); name another --out"
             ) from None

@@ -55,6 +55,11 @@ def cpu_flags() -> set[str]:
     return set(line.split())
 
 
+def cluster_address(settings: Settings) -> str | None:
+    """Of the Ray cluster to join; None where one is started on this machine."""
+    return settings.ray.address or os.environ.get("RAY_ADDRESS") or None
+
+
 def init_ray(settings: Settings) -> None:
     """Join the Ray cluster of ``settings.ray.address`` or of RAY_ADDRESS, else start one on this machine.
 
@@ -72,7 +77,7 @@ def init_ray(settings: Settings) -> None:
 
     if ray.is_initialized():
         return
-    address = settings.ray.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(settings)
     if address:
         _check_reachable(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -11,21 +11,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.calibration import load_calibration
 from pipeline.catalogue import catalogue_digest, read_catalogue
 from pipeline.crawl import crawl, take_over_fetched
+from pipeline.dismissed import read_dismissed
 from pipeline.errors import UserError
-from pipeline.extract import extract
+from pipeline.extract import extract, weights_tags
 from pipeline.index import build_index
 from pipeline.index_manifest import MANIFEST, Manifest, indexed_runs
+from pipeline.index_template import check_factory
 from pipeline.judge import judge
 from pipeline.match import match
 from pipeline.report import report
-from pipeline.rundir import RunDirectory, begin_run
+from pipeline.rundir import RECORD_FILE, RunDirectory, begin_run
 from pipeline.schema import CATALOGUE_SCHEMA
 from pipeline.settings import Settings
 from pipeline.verify import verify
 
 AnyPath = str | os.PathLike[str]
+
+
+def check_settings(settings: Settings) -> None:
+    """What a late stage would stumble over, before the first ones spend a night.
+
+    Raises:
+        UserError: weights, a list of dismissed pairs or an index factory that cannot be used.
+    """
+    weights_tags(settings.extract)
+    load_calibration(settings)
+    if settings.judge.dismissed:
+        read_dismissed(Path(settings.judge.dismissed))
+    check_factory(settings.index.factory)
 
 
 def scan(catalogue: AnyPath, out: AnyPath, settings: Settings) -> RunDirectory:
@@ -35,6 +51,7 @@ def scan(catalogue: AnyPath, out: AnyPath, settings: Settings) -> RunDirectory:
         UserError: something wrong with the catalogue, the run directory or the settings.
         RunError: a stage failed; what is finished is kept.
     """
+    check_settings(settings)
     items = read_catalogue(catalogue, settings.crawl.s3_endpoint_url)
     run = begin_run(out, settings, catalogue, catalogue_digest(items))
     with run.lock():
@@ -54,6 +71,7 @@ def sweep(originals: AnyPath, against: AnyPath, out: AnyPath, settings: Settings
         UserError: see ``scan``; or both sides have different items under one item_id.
         RunError: see ``scan``.
     """
+    check_settings(settings)
     queries = read_catalogue(originals, settings.crawl.s3_endpoint_url)
     earlier = _earlier_run(against)
     sources = [] if earlier is None else _with_added(earlier)
@@ -83,7 +101,7 @@ def _screen(run: RunDirectory, settings: Settings) -> None:
 
 def _earlier_run(path: AnyPath) -> RunDirectory | None:
     """The scan at ``path``, None when it is a catalogue."""
-    if not (Path(path) / "run.json").exists():
+    if not (Path(path) / RECORD_FILE).exists():
         return None
     run = RunDirectory.existing(path)
     if run.read().get("kind") == "sweep":

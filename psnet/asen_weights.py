@@ -8,7 +8,6 @@ weights come from. A checkpoint (``.pth``, ``.pth.tar``) is read without unpickl
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from psnet.asen import AsenConfig, AttributeNetwork, build_asen
-from psnet.config import ConfigError, as_dict, load_config
+from psnet.config import ConfigError, Parser, as_dict, load_config
 from psnet.data.attributes import AttributeDataError, read_meta
 from psnet.weights import SHIPPED, WeightsError, load_part, save_part
 
@@ -158,7 +157,7 @@ def load_checkpoint(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m psnet.asen_weights",
         description="Convert a checkpoint of ASEN's authors to safetensors.",
     )

@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -60,6 +60,14 @@ def load_config(
     for override in overrides:
         _merge(values, _parse_override(cls, override))
     return _build(cls, values)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says of a mistake what it is in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def add_options(parser: argparse.ArgumentParser, keys: str) -> None:

@@ -134,10 +134,17 @@ def reading_order(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
     Args:
         one, other: (p,) numbers of the photographs, from 0.
+
+    Raises ValueError without scipy.
     """
     # Only a machine that verifies has scipy.
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import reverse_cuthill_mckee
+    try:
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import reverse_cuthill_mckee
+    except ImportError:
+        raise ValueError(
+            "laying photographs upon each other needs scipy; install it: pip install scipy"
+        ) from None
 
     count = int(max(one.max(initial=-1), other.max(initial=-1))) + 1
     if not count:

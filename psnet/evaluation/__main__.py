@@ -1,11 +1,11 @@
 """``python -m psnet.evaluation PART``: measure one part of PS-Net, print its tables and keep them as JSON.
 
-Needs torch, torchvision, timm, numpy, pandas and pillow; opencv only for the baseline SIFT.
+Needs torch, torchvision, timm, numpy, pillow, safetensors and pyyaml; opencv and scipy only for verdicts and
+the baseline SIFT.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from psnet.config import ConfigError, add_options, load_options
+from psnet.config import ConfigError, Parser, add_options, load_options
 from psnet.evaluation import asen, detection, landmarks, paper, photographic, pictures, plagiarism, retrieval
 from psnet.evaluation.benchmark import Benchmark
 from psnet.evaluation.garments import GarmentTable
@@ -388,7 +388,7 @@ def measure(part: str, settings: EvaluationSettings) -> list[Table]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments or the data."""
-    parser = argparse.ArgumentParser(prog="psnet eval", description=__doc__)
+    parser = Parser(prog="psnet eval", description=__doc__)
     parser.add_argument("part", choices=(*PARTS, "asen"))
     add_options(
         parser, "psnet.evaluation.settings.EvaluationSettings (asen: psnet.train.asen_settings.AsenSettings)"

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from psnet.config import Parser
 from psnet.render.attributes import write_attributes
 from psnet.render.labels import write_labels
 from psnet.render.plagiarized import write_plagiarized_fashion
@@ -19,7 +20,7 @@ from psnet.render.plagiarized import write_plagiarized_fashion
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m psnet.render",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,13 +1,12 @@
 """``python -m psnet.train PART``: train one part or all of PS-Net, calibrate, and write a weights folder; the
 part asen, which "all" leaves out, trains the attribute-specific network.
 
-Needs torch, torchvision, timm, numpy, pandas and pillow; opencv only to cut garments out of photographs,
-once.
+Needs torch, torchvision, timm, numpy, pillow, safetensors and pyyaml; opencv only to cut garments out of
+photographs, once.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from psnet.comparison import RegionComparison
-from psnet.config import ConfigError, add_options, as_dict, load_options
+from psnet.config import ConfigError, Parser, add_options, as_dict, load_options
 from psnet.data.csv_files import read_csv
 from psnet.data.labels import read_any_labels
 from psnet.data.photographs import LabelledGarment, read_pixels, with_masks
@@ -627,7 +626,7 @@ def fit_calibration(settings: TrainSettings) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line on stderr for a mistake in the arguments or the data."""
-    parser = argparse.ArgumentParser(prog="psnet train", description=__doc__)
+    parser = Parser(prog="psnet train", description=__doc__)
     parser.add_argument("part", choices=PARTS)
     add_options(parser, "psnet.train.settings.TrainSettings (asen: psnet.train.asen_settings.AsenSettings)")
     arguments = parser.parse_args(argv)

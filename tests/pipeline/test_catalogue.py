@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.catalogue import catalogue_digest, read_catalogue, unreadable_dates
-from pipeline.errors import UserError
+from pipeline.errors import RunError, UserError
 from pipeline.schema import CATALOGUE_SCHEMA
 
 HEADER = "item_id,image,seller_id\n"
@@ -193,6 +193,16 @@ def test_a_row_of_bad_text_far_down_is_found(tmp_path: Path) -> None:
     assert catalogue_digest(table.slice(1)) != catalogue_digest(table.slice(0, 59_999))
 
 
+def test_the_pictures_of_a_run_are_no_items_of_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    for name in ("a.jpg", "sub/b.jpg", "sub/run/report/images/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"picture")
+    (tmp_path / "sub/run/run.json").write_text("{}")
+    assert read_catalogue(tmp_path)["item_id"].to_pylist() == ["a", "sub/b"]
+    with pytest.raises(UserError, match="is a run directory; name the photographs' folder"):
+        read_catalogue(tmp_path / "sub/run")
+
+
 def test_a_catalogue_in_s3(s3: Any) -> None:
     s3.create_bucket(Bucket="catalogues")
     s3.put_object(Bucket="catalogues", Key="may/all.csv", Body=b"item_id,image,seller_id\n007,x/1.jpg,s\n")
@@ -200,7 +210,8 @@ def test_a_catalogue_in_s3(s3: Any) -> None:
     assert table["location"].to_pylist() == ["s3://catalogues/may/x/1.jpg"]
     with pytest.raises(UserError, match="cannot be read"):
         read_catalogue("s3://catalogues/june/all.csv")
-    with pytest.raises(UserError, match="cannot be read"):
+    # A store that does not answer now may do so in a minute: no mistake of the user's.
+    with pytest.raises(RunError, match="cannot be read"):
         read_catalogue("s3://catalogues/may/all.csv", "http://127.0.0.1:1")
 
 

@@ -392,6 +392,45 @@ def test_actors_fit_the_cluster_or_the_user_hears_of_it():
         plan_actors(replace(settings, device="cuda"), 50, {"CPU": 2})
 
 
+GROWING_CLUSTER = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+options = {"object_store_memory": 80 << 20, "include_dashboard": False}
+cluster.add_node(num_cpus=0, **options)
+import ray
+ray.init(cluster.address, log_to_driver=False)
+from pipeline.errors import RunError
+from pipeline.extract import _await_first_node, plan_actors
+from pipeline.settings import ExtractSettings
+try:
+    _await_first_node(ExtractSettings(start_timeout_s=3))
+except RunError as error:
+    print(error, flush=True)
+# Nodes can only be added by the main thread.
+with ThreadPoolExecutor() as other:
+    waiting = other.submit(_await_first_node, ExtractSettings(start_timeout_s=100))
+    time.sleep(3)
+    assert not waiting.done()
+    cluster.add_node(num_cpus=1, **options)
+    waiting.result()
+print(plan_actors(ExtractSettings(), 9, ray.cluster_resources()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_starts_from_nothing_is_waited_for():
+    done = subprocess.run(
+        [sys.executable, "-c", GROWING_CLUSTER], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    missing, planned = done.stdout.splitlines()
+    assert missing.startswith("no node with 0.5 CPU joined the cluster within 3 s (extract.start_timeout_s")
+    assert planned == "('cpu', 1)"
+    assert done.stderr.count("extract: no node of the cluster has 0.5 CPU; waiting for one") == 2
+
+
 # --- the stage on Ray
 
 

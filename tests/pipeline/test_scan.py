@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,27 @@ def test_a_sweep_of_a_scan_extracts_the_originals_only(
         sweep(originals, run.path, tmp_path / "of a sweep", settings)
     with pytest.raises(UserError, match="holds a sweep"):
         scan(catalogue, run.path, settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("judge.dismissed=/nowhere.csv", "/nowhere.csv: cannot be read"),
+        ("extract.weights=/nowhere", "/nowhere: no psnet weights there"),
+        ("index.factory=IVFx", "index.factory: 'IVFx' is no FAISS factory"),
+    ],
+)
+def test_what_a_late_stage_would_stumble_over_is_said_before_the_first(
+    catalogue: Path, tmp_path: Path, change: str, said: str
+):
+    wrong = load_settings(None, [change])
+    for start in (
+        lambda: scan(catalogue, tmp_path / "run", wrong),
+        lambda: sweep(catalogue, catalogue, tmp_path / "run", wrong),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            start()
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_items_of_one_id_are_not_taken_for_one(

@@ -1,6 +1,7 @@
 """DeepFashion2 in its published layout: annotations, labels for training, and the files of its evaluation."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
