@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from psnet.data.photographs import LabelledGarment, read_box
+from psnet.data.photographs import LabelledGarment
 from psnet.region_boxes import regions_from_landmarks
 from psnet.taxonomy import TORSO_CATEGORIES, Category, Taxonomy, to_clothing11
 
@@ -84,7 +84,9 @@ def _garment(item: dict[str, Any]) -> DeepFashion2Garment:
         raise ValueError(f"unknown category_id {item['category_id']!r}; known: 1 to 13")
     if item["category_name"].replace(" ", "_") != category.name:
         raise ValueError(f"category_id {category.id} is {category.name}, not {item['category_name']!r}")
-    box = read_box(item["bounding_box"], "bounding_box")
+    box = np.asarray(item["bounding_box"], np.float32)
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise ValueError(f"bounding_box {item['bounding_box']} is not x0, y0, x1, y1")
     numbers = np.asarray(item["landmarks"], np.float32)
     if numbers.shape != (3 * len(category.indices),):
         raise ValueError(

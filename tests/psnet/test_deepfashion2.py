@@ -116,6 +116,7 @@ def test_annotations_as_published(published):
         ({"landmarks": [5] * 75}, "visibility is 0, 1 or 2"),
         ({"bounding_box": [1, 2]}, "bounding_box [1, 2] is not x0, y0, x1, y1"),
         ({"style": "new"}, "invalid literal"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "an outline of 7 numbers, which are no points"),
     ],
 )
 def test_a_garment_that_does_not_fit_is_named(tmp_path, changes, message):
@@ -135,6 +136,15 @@ def test_files_that_are_no_annotation_are_named(tmp_path):
         read_image(path, "train")
     with pytest.raises(FileNotFoundError, match="train/annos/"):
         list(read_deepfashion2(tmp_path / "nowhere"))
+
+
+def test_a_query_that_has_no_partner_is_not_sought(tmp_path):
+    def photograph(source, pair_id, style):
+        return {"source": source, "pair_id": pair_id, "item1": {**shirt(), "style": style}}
+
+    write_split(tmp_path, [photograph("shop", 1, 1), photograph("user", 1, 1), photograph("user", 1, 2)])
+    queries, gallery = retrieval_ground_truth(read_deepfashion2(tmp_path))
+    assert [entry["style"] for entry in queries] == [1, 0] and len(gallery) == 1
 
 
 def test_labels_for_training(published):

@@ -82,6 +82,21 @@ def write_small(folder: Path, relations: str, gallery: str = "g1,gallery/g1.jpg,
     return folder
 
 
+def test_mistakes_in_the_command_are_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for arguments, said in (
+        (["labels", str(tmp_path / "none"), "--count", "0"], "count: at least 1 photograph, not 0"),
+        (["labels", str(tmp_path / "file" / "in"), "--count", "1"], "Not a directory"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        main(["drawings", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "invalid choice: 'drawings'" in error and error.count("\n") == 1
+
+
 def test_a_small_benchmark_without_boxes(tmp_path):
     benchmark = read_plagiarized_fashion(write_small(tmp_path, "q1,g1,plagiarised,chest|waist,tops,,1\n"))
     assert benchmark.relations[0].modified == ("chest", "waist") and benchmark.relations[0].mirrored
@@ -124,4 +139,7 @@ def test_a_line_that_is_no_box_is_named(tmp_path):
     good = {"item_id": "a", "bbox": [1, 2, 3, 4], "regions": {"chest": [1, 2, 3, 4], "left_sleeve": None}}
     path.write_text(json.dumps(good) + "\n" + json.dumps({"item_id": "b", "bbox": [1], "regions": {}}) + "\n")
     with pytest.raises(ValueError, match=r"boxes\.jsonl, line 2"):
+        read_boxes(path)
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good) + "\n")
+    with pytest.raises(ValueError, match=r"boxes\.jsonl, line 2.*stands twice"):
         read_boxes(path)
