@@ -42,7 +42,9 @@ _BLUR_REACH = (-8, -8, 8, 8)
 
 
 def region_mask(subject: Subject, region: str) -> np.ndarray:
-    """(H, W) float in 0…1, softly 1 on the cloth of ``region``: its box, less the parts that overlap it."""
+    """(H, W) float in 0…1, softly 1 on the cloth of ``region``: its box, less the collar, and of a sleeve's
+    less the torso. A sleeve that hangs before chest or waist is edited with them: copyists paint over it as
+    well."""
     height, width = subject.pixels.shape[:2]
     index = REGIONS.index(region)
     picture = Image.new("L", (width, height), 0)
@@ -232,8 +234,18 @@ def _shorten(subject: Subject, region: str, rng: np.random.Generator) -> Subject
         sides = landmarks[[7, 8, 9, 10]]
         across = sides[sides[:, 2] > 0, 0] if (sides[:, 2] > 0).sum() > 1 else box[[0, 2]]
         mask[int(end) :, max(int(across.min()) - 2, 0) : int(across.max()) + 3] = 0
-        landmarks[[9, 10], 1] = np.minimum(landmarks[[9, 10], 1], end)
-        landmarks[[7, 8], 1] = np.minimum(landmarks[[7, 8], 1], end)
+        # The sides run from the armpits over the waistline to the hem: the new hem ends on them.
+        for armpit, waistline, hem in ((3, 7, 9), (4, 8, 10)):
+            side = subject.landmarks[[armpit, waistline, hem]]
+            side = side[side[:, 2] > 0]
+            side = side[side[:, 1].argsort()]
+            for point in (waistline, hem):
+                if landmarks[point, 2] > 0 and landmarks[point, 1] > end:
+                    landmarks[point, :2] = np.interp(end, side[:, 1], side[:, 0]), end
+        sides = landmarks[[7, 8, 9, 10]]
+        if (sides[:, 2] > 0).sum() > 1:
+            across = sides[sides[:, 2] > 0, 0]
+            box[[0, 2]] = across.min(), across.max()
         box[3] = end
     else:
         left = region == "left_sleeve"

@@ -187,6 +187,10 @@ class _Outline:
         )
 
 
+# How far the front of a neckline lies below its back, at least.
+_LEAST_DEPTH = 0.015
+
+
 def _neckline(design: Design) -> tuple[np.ndarray, np.ndarray]:
     collar = design.collar
     x, depth = collar.neck_x, collar.depth
@@ -220,7 +224,8 @@ def _neckline(design: Design) -> tuple[np.ndarray, np.ndarray]:
     # not move it.
     s = design.silhouette
     start = max(0.0, s.shoulder_y * (x - _NECK) / (s.shoulder_x - _NECK))
-    front[:, 1] = start + front[:, 1] * (1 - start / depth)
+    # However wide, its front lies below its back.
+    front[:, 1] = start + front[:, 1] * max(1 - start / depth, (dip + _LEAST_DEPTH) / depth)
     back[:, 1] += start
     return front, back
 

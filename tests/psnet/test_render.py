@@ -99,6 +99,15 @@ def test_a_mirrored_drawing_has_left_and_right_renamed():
             assert once.region_boxes[1, 0] < once.region_boxes[2, 0]
 
 
+def test_the_front_of_a_neckline_lies_below_its_back():
+    for k in range(120):
+        design = sample_design(np.random.default_rng((9, k)), "vest_dress")
+        drawing = draw(design, Pose(), side=200)
+        back, front = drawing.landmarks[0, 1], drawing.landmarks[3, 1]
+        assert back < front, k
+        assert drawing.region_boxes[0, 3] - drawing.region_boxes[0, 1] > 3, k
+
+
 def test_every_kind_of_edit_changes_its_part_and_nothing_else():
     done = set()
     for k, design in enumerate(designs(500)):

@@ -142,6 +142,21 @@ def test_shortening_takes_the_hem_off(garments):
     assert edited_regions(subject, shorter, ["waist"]).tolist() == [0, 0, 0, 0, 1]
 
 
+def test_a_shorter_hem_ends_on_the_cloth(tmp_path):
+    """Of a flared dress the old hem's corners would lie beside the new one."""
+    dresses = read_labels(write_labels(tmp_path, 30, seed=8))
+    dresses = [garment for garment in dresses if garment.category in ("sling_dress", "vest_dress")]
+    assert len(dresses) >= 5
+    for number, garment in enumerate(dresses):
+        shorter = edit_region(subject_of(garment), "waist", "shorten", np.random.default_rng(number))
+        ys, xs = np.nonzero(shorter.mask > 127)
+        cloth, width = np.stack([xs, ys], 1), garment.box[2] - garment.box[0]
+        for corner in shorter.landmarks[[9, 10], :2]:
+            assert np.linalg.norm(cloth - corner, axis=1).min() < 0.035 * width, garment.image_path
+        row = xs[ys == int(shorter.region_boxes[4, 3]) - 2]
+        assert abs(shorter.region_boxes[4, [0, 2]] - [row.min(), row.max()]).max() < 0.2 * width
+
+
 def test_parts_follow_table_1():
     rng = np.random.default_rng(0)
     drawn = [sample_parts("T-shirts", 1, rng)[0] for _ in range(2000)]
