@@ -364,12 +364,12 @@ def _download(url: str, endpoint_url: str | None) -> bytes:
         return s3.client(endpoint_url=endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
     except ValueError as error:
         raise UserError(f"{error}") from None
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise UserError(f"{url}: cannot be read ({' '.join(str(error).split())})") from error
     except (ClientError, BotoCoreError) as error:
         # A store that is out of order or out of reach may answer the next time.
         answer = error.response["ResponseMetadata"] if isinstance(error, ClientError) else {}
-        kind = UserError if 400 <= answer.get("HTTPStatusCode", 500) < 500 else RunError
+        refused = 400 <= answer.get("HTTPStatusCode", 500) < 500
+        keyless = isinstance(error, NoCredentialsError | PartialCredentialsError)
+        kind = UserError if refused or keyless else RunError
         raise kind(f"{url}: cannot be read ({' '.join(str(error).split())})") from error
 
 

@@ -181,9 +181,8 @@ def weights_tags(settings: ExtractSettings) -> tuple[str, str]:
     from psnet.weights import WeightsError, model_tag
 
     try:
-        return model_tag(settings.weights), asen_tag(
-            settings.attribute_weights
-        ) if settings.attributes else ""
+        attribute_tag = asen_tag(settings.attribute_weights) if settings.attributes else ""
+        return model_tag(settings.weights), attribute_tag
     except WeightsError as error:
         raise UserError(str(error)) from None
 
@@ -241,7 +240,7 @@ def _await_first_node(settings: ExtractSettings) -> None:
     _, need, room = _room(settings, ray.cluster_resources())
     if room != 0:
         return
-    needs = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items())
+    needs = _in_words(need)
     print(f"extract: no node of the cluster has {needs}; waiting for one", file=sys.stderr, flush=True)
     deadline = time.monotonic() + settings.start_timeout_s
     request_resources(bundles=[need])
@@ -255,6 +254,10 @@ def _await_first_node(settings: ExtractSettings) -> None:
             time.sleep(_NODE_POLL_S)
     finally:
         request_resources(bundles=[])  # or the node would be kept for ever
+
+
+def _in_words(need: Mapping[str, float], times: int = 1) -> str:
+    return ", ".join(f"{times * amount:g} {kind}" for kind, amount in need.items())
 
 
 def _room(
@@ -470,8 +473,7 @@ def plan_actors(settings: ExtractSettings, units: int, resources: Mapping[str, f
     device, per_actor, found = _room(settings, resources)
     room = units if found is None else found
     if room < max(1, settings.actors):
-        wanted = settings.actors or 1
-        needs = ", ".join(f"{wanted * need:g} {kind}" for kind, need in per_actor.items())
+        needs = _in_words(per_actor, settings.actors or 1)
         raise UserError(
             f"extract.actors={settings.actors} on {device} needs {needs}, "
             f"and Ray has {cpus:g} CPU, {gpus:g} GPU: "

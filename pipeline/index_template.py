@@ -138,10 +138,10 @@ def train_template(features: np.ndarray, plan: Plan) -> Template:
     reduction = None if plan.factory == EXACT else _principal_components(features, plan.region_dim)
     template = Template(None, None, reduction)
     index, centroids = None, None
-    named = re.fullmatch(rf"{REGIONS}(\d+)", plan.factory)
+    lists = _region_lists(plan.factory)
     try:
-        if named:
-            centroids = train_centroids(template.reduce(features), int(named[1]))
+        if lists:
+            centroids = train_centroids(template.reduce(features), int(lists[1]))
         else:
             index = _train_index(template.rows(features), plan.factory)
     except RuntimeError as error:
@@ -153,10 +153,15 @@ def train_template(features: np.ndarray, plan: Plan) -> Template:
     return Template(index, centroids, reduction)
 
 
+def _region_lists(factory: str) -> re.Match[str] | None:
+    """Of a factory of lists by single regions; its group is how many a region has."""
+    return re.fullmatch(rf"{REGIONS}(\d+)", factory)
+
+
 def check_factory(factory: str) -> None:
     """Before there are features. Raises UserError for what is no factory at all; whether it suits the number
     of garments is seen when it is trained."""
-    if factory == "auto" or re.fullmatch(rf"{REGIONS}\d+", factory):
+    if factory == "auto" or _region_lists(factory):
         return
     try:
         faiss.index_factory(_ANY_DIM, factory, faiss.METRIC_INNER_PRODUCT)

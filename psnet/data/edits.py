@@ -220,6 +220,13 @@ def edit_region(
     return replace(subject, pixels=pixels)
 
 
+def _across(landmarks: np.ndarray, box: np.ndarray) -> tuple[float, float]:
+    """From where to where the garment reaches below the armpits; as its waist's box where nobody knows."""
+    sides = landmarks[[7, 8, 9, 10]]
+    x = sides[sides[:, 2] > 0, 0] if (sides[:, 2] > 0).sum() > 1 else box[[0, 2]]
+    return x.min(), x.max()
+
+
 def _shorten(subject: Subject, region: str, rng: np.random.Generator) -> Subject:
     """Cut a sleeve or the hem off: needs the cut-out, since what was cloth becomes background."""
     index = REGIONS.index(region)
@@ -231,9 +238,8 @@ def _shorten(subject: Subject, region: str, rng: np.random.Generator) -> Subject
     if region == "waist":
         end = box[1] + keep * (box[3] - box[1])
         # Sleeves that hang beside the hem stay as long as they are.
-        sides = landmarks[[7, 8, 9, 10]]
-        across = sides[sides[:, 2] > 0, 0] if (sides[:, 2] > 0).sum() > 1 else box[[0, 2]]
-        mask[int(end) :, max(int(across.min()) - 2, 0) : int(across.max()) + 3] = 0
+        low, high = _across(landmarks, box)
+        mask[int(end) :, max(int(low) - 2, 0) : int(high) + 3] = 0
         # The sides run from the armpits over the waistline to the hem: the new hem ends on them.
         for armpit, waistline, hem in ((3, 7, 9), (4, 8, 10)):
             side = subject.landmarks[[armpit, waistline, hem]]
@@ -242,10 +248,7 @@ def _shorten(subject: Subject, region: str, rng: np.random.Generator) -> Subject
             for point in (waistline, hem):
                 if landmarks[point, 2] > 0 and landmarks[point, 1] > end:
                     landmarks[point, :2] = np.interp(end, side[:, 1], side[:, 0]), end
-        sides = landmarks[[7, 8, 9, 10]]
-        if (sides[:, 2] > 0).sum() > 1:
-            across = sides[sides[:, 2] > 0, 0]
-            box[[0, 2]] = across.min(), across.max()
+        box[[0, 2]] = _across(landmarks, box)
         box[3] = end
     else:
         left = region == "left_sleeve"

@@ -74,7 +74,7 @@ class AsenSession:
             self._models[name] = model.to(resolve_device(self.settings.device))
         return self._models[name]
 
-    @property
+    @cached_property
     def attributes(self) -> tuple[str, ...]:
         """Of the data set."""
         if self.settings.dataset == zappos.DATASET:

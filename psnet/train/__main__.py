@@ -354,6 +354,14 @@ def train_edited(settings: TrainSettings) -> None:
         _fit_landmarks(settings, branch, name, schedule, garments, seed + time - 1, mistaken, settings.edited)
 
 
+def _retrieval_course(
+    settings: TrainSettings, train: Sequence[LabelledGarment], **more: object
+) -> dict[str, object]:
+    loss, temperature = settings.retrieval_loss, settings.temperature
+    shared = {"retrieval_loss": loss, "temperature": temperature, "box_noise": settings.box_noise}
+    return _course(settings, train, **shared, **more)
+
+
 def train_retrieval(settings: TrainSettings) -> None:
     train, held = load_garments(settings, _pseudo_labels(settings, 1))
     model = build_retrieval_branch(settings.model)
@@ -369,13 +377,7 @@ def train_retrieval(settings: TrainSettings) -> None:
         out / "retrieval",
         _loop(settings, settings.retrieval),
         lambda m: retrieval_figures(m, batch, codec),
-        course=_course(
-            settings,
-            train,
-            retrieval_loss=settings.retrieval_loss,
-            temperature=settings.temperature,
-            box_noise=settings.box_noise,
-        ),
+        course=_retrieval_course(settings, train),
     )
     save_part(model, out / RETRIEVAL_FILE)
 
@@ -411,12 +413,9 @@ def train_copies(settings: TrainSettings) -> None:
         out / "copies",
         _loop(settings, settings.copies_retrieval),
         lambda m: retrieval_figures(m, batch, codec),
-        course=_course(
+        course=_retrieval_course(
             settings,
             train,
-            retrieval_loss=settings.retrieval_loss,
-            temperature=settings.temperature,
-            box_noise=settings.box_noise,
             fall_weight=settings.fall_weight,
             copies_share=settings.copies_share if settings.copies else 0.0,
         ),

@@ -147,8 +147,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _require_same_course(path: Path, course: Mapping[str, Any]) -> None:
-    """Raises ValueError where the checkpoint was trained by other settings; those of before version 0.2 do
-    not say."""
+    """Raises ValueError where the checkpoint was trained by other settings; older ones do not say."""
     before = json.loads(_metadata(path).get("course", "{}"))
     for key in sorted(before.keys() & course.keys()):
         if before[key] != course[key]:
@@ -203,7 +202,7 @@ def fit(
     first = trained_steps(out)
     course = {**{key: getattr(settings, key) for key in _COURSE}, **json.loads(json.dumps(course or {}))}
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    if checkpoint.exists():
+    if first:
         _require_same_course(checkpoint, course)
         tensors = load_file(checkpoint, device=str(device))
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})

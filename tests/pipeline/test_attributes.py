@@ -192,7 +192,7 @@ def test_suspects_are_ranked_anew_and_say_where_they_agree(run: RunDirectory, ch
         same_collar = np.allclose(one[0], other[0], atol=1e-3)
         # Sleeves always agree by their threshold; of the pattern, which has none, nothing is said.
         assert row["agreeing_attributes"] == [*(["collar"] if same_collar else []), "sleeve_length"]
-        assert row["differing_attributes"] == [] if same_collar else ["collar"]
+        assert row["differing_attributes"] == ([] if same_collar else ["collar"])
         assert row["attribute_similarity"] == pytest.approx(1 if same_collar else (0.6 + 2) / 3, abs=2e-3)
     assert {len(row["agreeing_attributes"]) for row in rows} == {1, 2}
     total = [row["normalised_score"] + RERANK_WEIGHT * len(row["agreeing_attributes"]) / 2 for row in rows]
