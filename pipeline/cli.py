@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import RunError, UserError
+from pipeline.errors import RunError, UserError, is_disk_full
 
 if TYPE_CHECKING:
     from pipeline.rundir import RunDirectory
@@ -724,7 +723,7 @@ def _usage_message(error: Exception) -> str:
 def _disk_full(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(cause):
             where = f" ({cause.filename})" if cause.filename else ""
             return (
                 f"the disk is full{where}; free some space and start the same command again, what is "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import errno
 import io
 import json
 import os
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import RunError, UserError
+from pipeline.errors import RunError, UserError, is_disk_full
 from pipeline.report import inline_pictures, page_options, picture_sources, read_evidence, render_page
 from pipeline.rundir import RunDirectory, write_atomically
 from pipeline.schema import for_people, guard_formula, joined
@@ -99,7 +98,7 @@ def export(
         write_atomically(path, data)
     except OSError as error:
         message = f"{path}: cannot be written ({error.strerror or error})"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise RunError(f"{message}; free some space and export again") from error
         raise UserError(f"{message}; name another --out") from None
     return Exported(path, written, suspects.num_rows - written)

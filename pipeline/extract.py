@@ -21,7 +21,6 @@ actor.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -42,7 +41,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import RunError, UserError
+from pipeline.errors import RunError, UserError, is_disk_full
 from pipeline.progress import track
 from pipeline.rundir import RunDirectory, StageRecord, inputs_digest
 from pipeline.runtime import WORKER_ENVIRONMENT, cluster_address, init_ray
@@ -682,7 +681,7 @@ def _one_line(error: BaseException) -> str:
 
 def _disk_error(folder: Path, error: OSError) -> str:
     reason = error.strerror or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_disk_full(error):
         return (
             f"no space left for {folder}: make room and start the same command again; "
             "finished shards are kept"

@@ -7,7 +7,6 @@ Whatever goes wrong with one location becomes a status, never an exception; only
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import random
@@ -36,7 +35,7 @@ from botocore.exceptions import (
 )
 
 from pipeline import s3
-from pipeline.errors import RunError
+from pipeline.errors import RunError, is_disk_full
 from pipeline.settings import CrawlSettings
 from psnet.image import ImageError, check_header
 
@@ -205,7 +204,7 @@ class Fetcher:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
-                hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+                hint = "free some space" if is_disk_full(error) else "mend that"
                 raise RunError(
                     f"{path.parent}: an image cannot be stored ({error.strerror}); {hint} and run again, "
                     "what is fetched stays"

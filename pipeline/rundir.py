@@ -18,7 +18,6 @@ Every file appears under its final name only when it is whole, run.json included
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -33,7 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import RunError, UserError
+from pipeline.errors import RunError, UserError, is_disk_full
 from pipeline.settings import Settings
 from psnet.config import as_dict, digest
 
@@ -383,7 +382,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); name another --out"

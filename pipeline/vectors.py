@@ -10,7 +10,6 @@ garment.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, is_disk_full
 from pipeline.rundir import write_atomically
 from pipeline.schema import (
     GARMENT_SCHEMA,
@@ -111,7 +110,7 @@ def _reserve(path: Path, size: int) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if is_disk_full(error):
                 raise
             file.truncate(size)  # a file system that cannot reserve
 

@@ -58,8 +58,9 @@ def _read_mask(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mask = np.array(image.convert("L"))
-    except OSError as error:
-        raise ValueError(f"{path}: no image that can be read ({error.strerror or error})") from None
+    except (OSError, SyntaxError, ValueError) as error:  # the latter two of a damaged PNG
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: no image that can be read ({reason})") from None
     mask.flags.writeable = False
     return mask
 

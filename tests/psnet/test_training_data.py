@@ -94,6 +94,11 @@ def test_photographs_stand_upright_and_masks_belong_to_them(garments, tmp_path):
         turned.read_mask()
     with pytest.raises(ValueError, match=r"gone\.png: no image that can be read"):
         replace(turned, mask_path=tmp_path / "gone.png").read_mask()
+    damaged = bytearray((tmp_path / "half.png").read_bytes())
+    damaged[11] = 1  # a header of one byte
+    (tmp_path / "damaged.png").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"damaged\.png: no image that can be read"):
+        replace(turned, mask_path=tmp_path / "damaged.png").read_mask()
 
 
 @pytest.mark.parametrize(
