@@ -24,6 +24,7 @@ from psnet.similarity import (
     block_cosines,
     compare,
     compare_block,
+    group_rows,
     levels_of,
     normalise,
 )
@@ -71,28 +72,32 @@ BY_FEATURES_ALONE = 0.2
 
 @dataclass(frozen=True)
 class Described:
-    """n garments: ``features``, ``mirrored`` (n, 5, d), ``presence`` (n, 5)."""
+    """n garments: ``features``, ``mirrored`` (n, 5, d), ``presence`` (n, 5), ``weights`` (n, 5) of their
+    regions."""
 
     features: np.ndarray
     mirrored: np.ndarray
     presence: np.ndarray
+    weights: np.ndarray
 
     @classmethod
-    def of(cls, garments: Sequence[Garment]) -> Described:
+    def of(cls, garments: Sequence[Garment], region_weights: np.ndarray) -> Described:
+        """``region_weights``: (4, 5), rows as ``psnet.regions.GROUPS``."""
         return cls(
             np.stack([g.features for g in garments]),
             np.stack([g.mirrored_features for g in garments]),
             np.stack([g.presence for g in garments]),
+            region_weights[group_rows([g.group for g in garments])],
         )
 
     def take(self, rows: np.ndarray) -> Described:
-        return Described(self.features[rows], self.mirrored[rows], self.presence[rows])
+        return Described(*(value[rows] for value in vars(self).values()))
 
     def levels(self, sample: Described, own: bool = False) -> np.ndarray:
         """(n,) what each reaches with a sample of others, see `psnet.similarity.normalise`; ``own``: the
         sample is the first of these, which do not count for themselves."""
         cos, both = block_cosines(self.features, self.presence, sample.features, sample.presence)
-        score = best_regions_score(cos, both, np.ones(NUM_REGIONS, np.float32))
+        score = best_regions_score(cos, both, self.weights[:, None])
         if own:
             np.fill_diagonal(score, -np.inf)
         return levels_of(score)
@@ -114,13 +119,14 @@ class Pairs:
 
     @classmethod
     def of(cls, a: Described, b: Described, level: np.ndarray) -> Pairs:
-        """By their features alone."""
-        count = len(level)
-        ones = np.ones((count, NUM_REGIONS), np.float32)
-        found = compare(a.features, a.presence, b.features, b.presence, ones, mirrored_x=b.mirrored)
-        points, changed = as_arrays([None] * count)
-        normalised = normalise(found.score, level)
-        return cls(found.cos, found.comparable, found.mirrored, found.score, normalised, points, changed)
+        """By their features alone. Either garment may be the one that asks, with its group's weights: the
+        pair is reported if one of them finds it."""
+        found = compare(a.features, a.presence, b.features, b.presence, a.weights, mirrored_x=b.mirrored)
+        back = compare(b.features, b.presence, a.features, a.presence, b.weights, mirrored_x=a.mirrored)
+        score = np.maximum(found.score, back.score)
+        points, changed = as_arrays([None] * len(level))
+        normalised = normalise(score, level)
+        return cls(found.cos, found.comparable, found.mirrored, score, normalised, points, changed)
 
     def take(self, rows: np.ndarray) -> Pairs:
         return Pairs(*(value[rows] for value in vars(self).values()))
@@ -175,10 +181,12 @@ def labelled_pairs(
     verifier: Verifier | None,
     garments: Sequence[LabelledGarment],
     sample: Described | None,
+    region_weights: np.ndarray,
     seed: int,
     copies: Sequence[int] = (0, 0, 1, 1, 2, 3),
 ) -> LabelledPairs:
-    """Each garment against ``copies`` of it, by how many parts are edited; ``sample`` gives the levels."""
+    """Each garment against ``copies`` of it, by how many parts are edited; ``sample`` gives the levels,
+    ``region_weights`` (4, 5) are those of the groups."""
     swap = Taxonomy.load("clothing11").swap
     originals: list[Garment] = []
     copied: list[Garment] = []
@@ -205,7 +213,7 @@ def labelled_pairs(
             copied.append(copy)
             states.append(state)
             counts.append(count)
-    a, b = Described.of(originals), Described.of(copied)
+    a, b = Described.of(originals, region_weights), Described.of(copied, region_weights)
     level = np.zeros(len(counts), np.float32) if sample is None else (a.levels(sample) + b.levels(sample)) / 2
     pairs = Pairs.of(a, b, level)
     labelled = LabelledPairs(pairs, np.array(states), np.array(counts), lost)
@@ -309,8 +317,7 @@ def stranger_pairs(
     Pairs of one seller do not count: they are never reported, and shops photograph one garment twice.
     """
     levels = strangers.levels(sample, own=True)
-    queries, matches = [], []
-    ones = np.ones(NUM_REGIONS, np.float32)
+    found = []
     for start in range(0, len(sellers), 256):
         rows = np.arange(start, min(start + 256, len(sellers)))
         score = compare_block(
@@ -318,15 +325,14 @@ def stranger_pairs(
             strangers.presence[rows],
             strangers.features,
             strangers.presence,
-            np.broadcast_to(ones, (len(rows), NUM_REGIONS)),
+            strangers.weights[rows],
             mirrored_x=strangers.mirrored,
         ).score
         score[sellers[rows, None] == sellers[None]] = -1
-        score[rows[:, None] >= np.arange(len(sellers))[None]] = -1
         query, match = np.nonzero(score >= floor)
-        queries.append(rows[query])
-        matches.append(match)
-    query, match = np.concatenate(queries), np.concatenate(matches)
+        found.append(np.sort(np.stack([rows[query], match]), axis=0))
+    # Whichever of the two asks.
+    query, match = np.unique(np.concatenate(found, axis=1), axis=1)
     level = (levels[query] + levels[match]) / 2
     return Pairs.of(strangers.take(query), strangers.take(match), level), query, match
 
@@ -374,22 +380,27 @@ def calibrate(
     verifier: Verifier | None,
     garments: Sequence[LabelledGarment],
     strangers: Sequence[tuple[Path, str]],
+    region_weights: Sequence[Sequence[float]],
     seed: int,
 ) -> tuple[Calibration, dict[str, float]]:
-    """Thresholds, and the figures they stand on.
+    """Thresholds on the score by ``region_weights``, and the figures they stand on.
 
     ``strangers``: pictures and sellers of a catalogue without copies. The thresholds let at most one pair per
-    200 items of a catalogue of `CATALOGUE` items pass, counted on the strangers.
+    200 items of a catalogue of `CATALOGUE` items pass, counted on the strangers. ``region_weights``: (4, 5),
+    rows as ``psnet.regions.GROUPS``.
     """
+    calibration = replace(
+        Calibration.default(), region_weights=tuple(tuple(float(w) for w in row) for row in region_weights)
+    )
     pictures = [load_pixels(path) for path, _ in strangers]
     found = first_garments(predictor, pictures)
     shown = [number for number, garment in enumerate(found) if garment is not None]
     sample = None
     if len(shown) >= LEAST_ABOVE:
-        described = Described.of([garment for garment in found if garment is not None])
+        described = Described.of([garment for garment in found if garment is not None], calibration.weights)
         sample = described.take(np.arange(min(BACKGROUND_PICTURES, len(shown))))
-    labelled = labelled_pairs(predictor, verifier, garments, sample, seed)
-    calibration = replace(Calibration.default(), kept_threshold=kept_thresholds(labelled))
+    labelled = labelled_pairs(predictor, verifier, garments, sample, calibration.weights, seed)
+    calibration = replace(calibration, kept_threshold=kept_thresholds(labelled))
     if verifier is not None:
         calibration = replace(calibration, changed_threshold=changed_thresholds(labelled))
     copies = labelled.pairs.take(labelled.parts <= MAX_CHANGED_PARTS)

@@ -14,6 +14,7 @@ from psnet.train.calibrate import (
     Pairs,
     changed_thresholds,
     kept_thresholds,
+    stranger_pairs,
     suspect_thresholds,
 )
 from psnet.verdict import Calibration
@@ -98,10 +99,30 @@ def test_a_garment_does_not_count_for_its_own_level():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 5, 8)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    strangers = Described(features, features, np.full((30, 5), Presence.PRESENT, np.uint8))
+    strangers = Described(features, features, np.full((30, 5), Presence.PRESENT, np.uint8), np.ones((30, 5)))
     sample = strangers.take(np.arange(20))
     levels, own = strangers.levels(sample), strangers.levels(sample, own=True)
     assert (own[:20] < levels[:20]).all() and np.array_equal(own[20:], levels[20:])
+
+
+def test_the_thresholds_stand_on_the_score_that_the_weights_give():
+    """Two garments that share chest and waist alone, one of a group for which these count three times."""
+    features = np.eye(10, dtype=np.float32).reshape(2, 5, 10)
+    features[1, 3:] = features[0, 3:]
+    weights = np.array([[1.0, 1.0, 1.0, 3.0, 3.0], [1.0] * 5])
+    two = Described(features, features, np.full((2, 5), Presence.PRESENT, np.uint8), weights)
+    a, b, level = two.take(np.array([0])), two.take(np.array([1])), np.zeros(1, np.float32)
+    strict = replace(a, weights=np.ones((1, 5)))
+    alike, heavier = Pairs.of(strict, b, level).score, Pairs.of(a, b, level).score
+    assert alike == pytest.approx(2 / 3) and heavier == pytest.approx(6 / 7)
+    assert Pairs.of(b, a, level).score == heavier  # whichever asks
+    sellers, between = np.array(["x", "y"]), 0.75
+    for order in ([0, 1], [1, 0]):
+        found, query, match = stranger_pairs(two.take(np.array(order)), sellers, two, between)
+        assert (query.tolist(), match.tolist()) == ([0], [1]) and found.score == heavier
+    assert not len(stranger_pairs(replace(two, weights=np.ones((2, 5))), sellers, two, between)[1])
+    assert not len(stranger_pairs(two, np.array(["x", "x"]), two, between)[1])
+    assert two.levels(two.take(np.array([1])))[0] > two.levels(two.take(np.array([0])))[1]
 
 
 def test_thresholds_of_regions_part_the_kept_from_the_edited():

@@ -7,6 +7,7 @@ from psnet.train.region_weights import (
     coordinate_search,
     fit_average_precision,
     fit_manipulation,
+    gain_in_precision,
     manipulation_loss,
     mean_average_precision,
     ranking_of,
@@ -71,6 +72,27 @@ def test_average_precision_by_hand_and_its_fit():
     assert mean_average_precision(ranking, fitted, "weighted") >= mean_average_precision(
         ranking, EQUAL, "weighted"
     )
+
+
+def test_a_gain_is_counted_garment_by_garment():
+    """Six garments of two samples each; three regions tell them apart, two mislead."""
+    rng = np.random.default_rng(0)
+    count, told = 12, [0, 3, 4]
+    garment = np.arange(count) // 2
+    features = np.tile(np.eye(count)[0], (count, 3, 5, 1))
+    features[:, :, told] = np.eye(count)[garment][:, None, None]
+    features[:, 1] = features[rng.permutation(count), 1]  # other garments
+    features[:, 1:, 1:3] = np.eye(count)[rng.integers(count, size=(count, 2))][:, :, None]
+    copies = np.arange(count) != 3  # a sample without a relevant item
+    samples = features, np.zeros((count, 3, 5), int), copies, garment
+    few = [[0.2, 0.0, 0.0, 0.4, 0.4]]
+    assert gain_in_precision([samples], few, [EQUAL.tolist()]).count == 11
+    gained = gain_in_precision([samples], few, [[0.0, 0.5, 0.5, 0.0, 0.0]])
+    assert gained.value > 0.2 and 0 < gained.low < gained.value < gained.high
+    same = gain_in_precision([samples], few, few)
+    assert same.value == same.low == same.high == 0
+    nothing = tuple(part[:0] for part in samples)
+    assert np.isnan(gain_in_precision([nothing], few, few).low)
 
 
 def test_triplets_take_the_nearest_other_garment():
