@@ -71,6 +71,13 @@ def figures_of(folder: Path, part: str) -> dict[Figure, Estimate]:
     }
 
 
+INTRODUCTION = """# The training, repeated from nothing
+
+`psnet train all --config conf/train.yaml`, same seed and data, on other CPU cores, beside the shipped weights; measured by
+`psnet eval`, written by `benchmarks/repeated.py`. Part by part, with the logs: [training/again](training/again/README.md).
+"""
+
+
 def page(shipped: Path, again: Path) -> str:
     """The page as Markdown. Raises ValueError: see ``figures_of``."""
     lines, inside = [], []
@@ -86,6 +93,7 @@ def page(shipped: Path, again: Path) -> str:
                 answer = "yes" if inside[-1] else "no"
                 lines.append(f"| {figure.title} | {figure.row} | {figure.column} | {said} | {answer} |")
     return (
+        f"{INTRODUCTION}\n"
         "| table | row | figure | shipped | trained again | within the interval |\n"
         "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n\n"
         f"Of all {len(inside)} figures in these tables, {sum(inside)} of those trained again lie within the "
