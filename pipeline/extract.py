@@ -186,6 +186,24 @@ def weights_tags(settings: ExtractSettings) -> tuple[str, str]:
         raise UserError(str(error)) from None
 
 
+def check_weights(settings: ExtractSettings) -> None:
+    """Load all that the stages will load from the weights, which takes a fraction of a second.
+
+    Raises:
+        UserError: one of their files is missing, damaged, or of another model.
+    """
+    from psnet.asen_weights import load_asen
+    from psnet.weights import WeightsError, load_comparison, load_group_head, load_psnet
+
+    try:
+        for load in (load_psnet, load_group_head, load_comparison):
+            load(settings.weights)
+        if settings.attributes:
+            load_asen(settings.attribute_weights)
+    except WeightsError as error:
+        raise UserError(str(error)) from None
+
+
 def garment_shards(run: RunDirectory) -> list[Path]:
     """The shards of the run's model and settings, in a fixed order; those of earlier ones may lie beside
     them.

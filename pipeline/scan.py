@@ -16,7 +16,7 @@ from pipeline.catalogue import catalogue_digest, read_catalogue
 from pipeline.crawl import crawl, take_over_fetched
 from pipeline.dismissed import read_dismissed
 from pipeline.errors import UserError
-from pipeline.extract import extract, weights_tags
+from pipeline.extract import check_weights, extract
 from pipeline.index import build_index
 from pipeline.index_manifest import MANIFEST, Manifest, indexed_runs
 from pipeline.index_template import check_factory
@@ -37,7 +37,7 @@ def check_settings(settings: Settings) -> None:
     Raises:
         UserError: weights, a list of dismissed pairs or an index factory that cannot be used.
     """
-    weights_tags(settings.extract)
+    check_weights(settings.extract)
     load_calibration(settings)
     if settings.judge.dismissed:
         read_dismissed(Path(settings.judge.dismissed))

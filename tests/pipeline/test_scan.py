@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.rundir import STAGES, RunDirectory
-from pipeline.scan import scan, sweep
+from pipeline.scan import check_settings, scan, sweep
 from pipeline.settings import Settings, load_settings
+from psnet.weights import SHIPPED
 
 ITEMS = 6
 
@@ -115,6 +117,21 @@ def test_what_a_late_stage_would_stumble_over_is_said_before_the_first(
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             start()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["detector", "landmarks", "retrieval", "groups", "comparison"])
+def test_weights_are_whole_or_said_to_be_damaged_before_the_first_stage(
+    catalogue: Path, tmp_path: Path, part: str
+):
+    weights = tmp_path / "weights"
+    shutil.copytree(SHIPPED, weights)
+    settings = load_settings(None, [f"extract.weights={weights}"])
+    check_settings(settings)
+    file = weights / f"{part}.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"{part}\.safetensors: weights of another model or damaged"):
+        scan(catalogue, tmp_path / "run", settings)
     assert not (tmp_path / "run").exists()
 
 
