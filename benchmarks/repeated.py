@@ -20,6 +20,13 @@ from page import add_out, deliver
 from psnet.evaluation.intervals import Estimate
 from psnet.evaluation.tables import read_tables
 
+INTRODUCTION = """# The training, repeated from nothing
+
+`psnet train all --config conf/train.yaml`, same seed and data, on other CPU cores, beside the shipped
+weights; measured by `psnet eval`, written by `benchmarks/repeated.py`. Part by part, with the logs:
+[training/again](training/again/README.md).
+"""
+
 # Of the part's tables whose title, up to the data's name, ends like this: a row's first cell (None: any) and
 # the columns.
 JUDGED_BY = {
@@ -69,13 +76,6 @@ def figures_of(folder: Path, part: str) -> dict[Figure, Estimate]:
         for column, cell in zip(table.columns, row, strict=True)
         if isinstance(cell, Estimate) and cell.count
     }
-
-
-INTRODUCTION = """# The training, repeated from nothing
-
-`psnet train all --config conf/train.yaml`, same seed and data, on other CPU cores, beside the shipped weights; measured by
-`psnet eval`, written by `benchmarks/repeated.py`. Part by part, with the logs: [training/again](training/again/README.md).
-"""
 
 
 def page(shipped: Path, again: Path) -> str:

@@ -31,8 +31,12 @@ def load_pixels(path: Path) -> np.ndarray:
     try:
         return decode_image(path.read_bytes()).pixels
     except (OSError, ImageError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: no image that can be read ({reason})") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = getattr(error, "strerror", None) or error
+    return ValueError(f"{path}: no image that can be read ({reason})")
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -59,8 +63,7 @@ def _read_mask(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             mask = np.array(image.convert("L"))
     except (OSError, SyntaxError, ValueError) as error:  # the latter two of a damaged PNG
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: no image that can be read ({reason})") from None
+        raise _unreadable(path, error) from None
     mask.flags.writeable = False
     return mask
 

@@ -490,12 +490,14 @@ def train_region_weights(settings: TrainSettings) -> None:
         name: [fit(*_of_group(learnt_on, row)).tolist() for row in range(len(GROUPS))]
         for name, fit in REGION_WEIGHTS.items()
     }
+    groups = [_of_group(judged_on, row) for row in range(len(GROUPS))]
+    rankings = [ranking_of(*samples) for samples in groups]
     figures = {
         f"{name}, {scoring}": float(
             np.mean(
                 [
-                    mean_average_precision(ranking_of(*_of_group(judged_on, row)), table[row], scoring)
-                    for row in range(len(GROUPS))
+                    mean_average_precision(ranking, weights, scoring)
+                    for ranking, weights in zip(rankings, table, strict=True)
                 ]
             )
         )
@@ -507,9 +509,8 @@ def train_region_weights(settings: TrainSettings) -> None:
     # The verdict's scoring is the definition. Equal weights, which need no explanation and half the time,
     # ship unless another table is clearly better under it.
     shipped = max(tables, key=lambda name: figures[f"{name}, best_regions"])
-    gained = gain_in_precision(
-        [_of_group(judged_on, row) for row in range(len(GROUPS))], tables[shipped], tables["equal"]
-    )
+    garments = [garment for *_, garment in groups]
+    gained = gain_in_precision(rankings, garments, tables[shipped], tables["equal"])
     print(
         f"{shipped} against equal, best_regions: {gained.value:+.4f} [{gained.low:+.4f}, {gained.high:+.4f}]"
     )

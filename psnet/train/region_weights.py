@@ -151,21 +151,21 @@ def mean_average_precision(ranking: Ranking, weights: np.ndarray, scoring: str) 
 
 
 def gain_in_precision(
-    groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    rankings: Sequence[Ranking],
+    garments: Sequence[np.ndarray],
     table: Sequence[Sequence[float]],
     other: Sequence[Sequence[float]],
 ) -> Estimate:
     """By how much ``table`` (groups, 5) ranks better than ``other`` under the verdict's scoring: the mean
     difference in average precision, garments resampled.
 
-    groups: of each the arguments of `ranking_of`.
+    rankings: one a group. garments: of each the queries' garments, (q,).
     """
     differences = ByCluster()
-    for samples, weights, others in zip(groups, table, other, strict=True):
-        ranking, (*_, garment) = ranking_of(*samples), samples
+    for ranking, names, weights, others in zip(rankings, garments, table, other, strict=True):
         precisions = average_precisions(ranking, np.array(weights), "best_regions")
         gained = precisions - average_precisions(ranking, np.array(others), "best_regions")
-        for name, value in zip(garment, gained, strict=True):
+        for name, value in zip(names, gained, strict=True):
             if not np.isnan(value):
                 differences.add(int(name), value)
     return differences.mean()

@@ -85,14 +85,14 @@ def test_a_gain_is_counted_garment_by_garment():
     features[:, 1:, 1:3] = np.eye(count)[rng.integers(count, size=(count, 2))][:, :, None]
     copies = np.arange(count) != 3  # a sample without a relevant item
     samples = features, np.zeros((count, 3, 5), int), copies, garment
-    few = [[0.2, 0.0, 0.0, 0.4, 0.4]]
-    assert gain_in_precision([samples], few, [EQUAL.tolist()]).count == 11
-    gained = gain_in_precision([samples], few, [[0.0, 0.5, 0.5, 0.0, 0.0]])
+    few, ranking = [[0.2, 0.0, 0.0, 0.4, 0.4]], ranking_of(*samples)
+    assert gain_in_precision([ranking], [garment], few, [EQUAL.tolist()]).count == 11
+    gained = gain_in_precision([ranking], [garment], few, [[0.0, 0.5, 0.5, 0.0, 0.0]])
     assert gained.value > 0.2 and 0 < gained.low < gained.value < gained.high
-    same = gain_in_precision([samples], few, few)
+    same = gain_in_precision([ranking], [garment], few, few)
     assert same.value == same.low == same.high == 0
-    nothing = tuple(part[:0] for part in samples)
-    assert np.isnan(gain_in_precision([nothing], few, few).low)
+    nothing = ranking_of(*(part[:0] for part in samples))
+    assert np.isnan(gain_in_precision([nothing], [garment[:0]], few, few).low)
 
 
 def test_triplets_take_the_nearest_other_garment():
